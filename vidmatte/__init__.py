@@ -1,0 +1,1 @@
+"""Remove the background from video; change nothing else about it."""

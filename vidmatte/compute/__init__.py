@@ -1,0 +1,1 @@
+"""The per-frame work, in a CPU form and a CUDA form."""

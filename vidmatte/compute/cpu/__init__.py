@@ -1,0 +1,1 @@
+"""The per-frame work on the CPU: PyAV, OpenCV, OpenVINO; never torch."""

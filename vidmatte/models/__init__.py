@@ -1,0 +1,1 @@
+"""The U²-Net family: tables, weights, registry."""
