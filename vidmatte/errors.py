@@ -54,7 +54,7 @@ class BackendError(VidmatteError):
     """The asked-for device or backend is not usable here, or inference failed."""
 
 
-class Cancelled(VidmatteError):
+class CancelledError(VidmatteError):
     """The run was asked to stop; raised inside workers to unwind them, never shown."""
 
     exit_code = 130

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    Samples = NDArray[np.uint8] | NDArray[np.uint16]
+
 # ISO/IEC 23091-2 code points, as FFmpeg's AVCOL_* numbers them.
 MATRIX_RGB, MATRIX_BT709, MATRIX_UNKNOWN = 0, 1, 2
 MATRIX_BT470BG, MATRIX_SMPTE170M, MATRIX_BT2020_NCL = 5, 6, 9
@@ -42,14 +44,13 @@ class Layout:
         return (1 << self.bits) - 1
 
 
+_PLANAR = re.compile(r"(yuv)(a|j)?(4\d\d)p(?:(\d+)le)?|(gbr)(a)?p(?:(\d+)le)?|gray(?:(\d+)le)?")
 _SHIFTS = {"410": (2, 2), "411": (2, 0), "420": (1, 1), "422": (1, 0), "440": (0, 1), "444": (0, 0)}
 
 
 def layout_of(pix_fmt: str) -> Layout | None:
     """Describe a planar pixel format, or return None for packed, semi-planar and palette ones."""
-    match = re.fullmatch(
-        r"(yuv)(a|j)?(4\d\d)p(?:(\d+)le)?|(gbr)(a)?p(?:(\d+)le)?|gray(?:(\d+)le)?", pix_fmt
-    )
+    match = _PLANAR.fullmatch(pix_fmt)
     if match is None:
         return None
     yuv, flag, sampling, yuv_bits, gbr, gbr_alpha, gbr_bits, gray_bits = match.groups()
@@ -158,12 +159,10 @@ class Matte:
     """
 
     frame: Frame
-    alpha: NDArray[np.uint8] | NDArray[np.uint16]
+    alpha: Samples
 
 
-def plane_views(
-    picture: av.VideoFrame, *, writable: bool = False
-) -> list[NDArray[np.uint8] | NDArray[np.uint16]]:
+def plane_views(picture: av.VideoFrame, *, writable: bool = False) -> list[Samples]:
     """View the planes of a planar picture without copying.
 
     Returns arrays (H, W) of uint8, or uint16 above 8 bits, in plane order; rows may be padded.
