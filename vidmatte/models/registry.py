@@ -1,0 +1,160 @@
+"""Find a model's weights: embedded, installed by the user, or a file that the user names."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from vidmatte.errors import ModelError
+from vidmatte.models.table import WEIGHTS_FOLDER, ModelRow, models
+from vidmatte.models.weights import folded, parse_tensors, read_bytes, recognise, sha256_of
+
+if TYPE_CHECKING:
+    from vidmatte.models.weights import FoldedTensors, Tensors
+
+CPU_DEFAULT = "live"
+CUDA_DEFAULTS = ("u2net", "u2netp", "live")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A row of the table together with the weights that were found for it.
+
+    `sha256` is of the file at `path`: pinned (embedded), recorded at import (installed) or just
+    computed (file; for the caller to print). `reason` says in one line why this model was taken.
+    """
+
+    row: ModelRow
+    path: Path
+    origin: Literal["embedded", "installed", "file"]
+    sha256: str
+    reason: str = ""
+    tensors: Tensors | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """Name of the row."""
+        return self.row.name
+
+    def load(self) -> FoldedTensors:
+        """Return kernels and biases by official name, float32, BN folded.
+
+        The file's bytes are checked against `sha256` first. Raises ModelError.
+        """
+        tensors = self.tensors
+        if tensors is None:
+            data = read_bytes(self.path)
+            if sha256_of(data) != self.sha256:
+                raise ModelError(
+                    f"{self.path} is damaged: its SHA-256 is not {self.sha256}",
+                    hint="install vidmatte again"
+                    if self.origin == "embedded"
+                    else f"run: vidmatte models import FILE --name {self.name}",
+                )
+            tensors = parse_tensors(data, self.path)
+            recognise(tensors, [self.row.network], self.path)
+        return folded(self.row.network, tensors)
+
+    def int8_ranges(self) -> Path | None:
+        """Return the activation ranges stored beside these weights, or None."""
+        beside = self.path.with_name(f"{self.path.stem}_int8.json")
+        embedded = WEIGHTS_FOLDER / f"{self.name}_int8.json"
+        candidates = [beside] if self.origin == "file" else [beside, embedded]
+        return next((path for path in candidates if path.is_file()), None)
+
+
+def model_folder() -> Path:
+    """Return the folder of installed weights: VIDMATTE_MODEL_DIR, else the user's data folder."""
+    named = os.environ.get("VIDMATTE_MODEL_DIR")
+    if named:
+        return Path(named)
+    from platformdirs import user_data_path
+
+    return user_data_path("vidmatte", appauthor=False) / "models"
+
+
+def find(name: str) -> Model | None:
+    """Return the embedded or installed model `name`, or None if its weights are not here.
+
+    An installed file needs the record that `vidmatte models import` writes beside it.
+    """
+    row = models()[name]
+    if row.sha256 is not None:
+        return Model(row, WEIGHTS_FOLDER / f"{name}.safetensors", "embedded", row.sha256)
+    path = model_folder() / f"{name}.safetensors"
+    record = path.with_suffix(".json")
+    if not path.is_file() or not record.is_file():
+        return None
+    try:
+        sha256 = json.loads(record.read_text("utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ModelError(
+            f"{record} is damaged", hint=f"run: vidmatte models import FILE --name {name}"
+        ) from exc
+    return Model(row, path, "installed", str(sha256))
+
+
+def from_file(path: Path, name: str | None = None) -> Model:
+    """Read the user's own file; its network is recognised from parameter names and shapes.
+
+    `name` chooses the row where several share a network. Raises ModelError.
+    """
+    data = read_bytes(path)
+    tensors = parse_tensors(data, path)
+    rows = list(models().values()) if name is None else [row_named(name)]
+    network = recognise(tensors, list({r.network.name: r.network for r in rows}.values()), path)
+    row = next(r for r in rows if r.network.name == network.name)
+    reason = f"{network.name} weights from {path}"
+    return Model(row, path, "file", sha256_of(data), reason, tensors)
+
+
+def row_named(name: str) -> ModelRow:
+    """Return the row `name`; ModelError with the known names otherwise."""
+    rows = models()
+    if name not in rows:
+        raise ModelError(f"there is no model {name!r}", hint="models: " + ", ".join(rows))
+    return rows[name]
+
+
+def resolve_model(
+    name: str | None = None, *, weights: Path | None = None, device: str = "cpu"
+) -> Model:
+    """Choose a model and find its weights.
+
+    `name` None takes the default of `device` ("cpu", "cuda", "cuda:N"): `live` on a CPU; on CUDA
+    u2net if installed, else u2netp, else live; `Model.reason` says which in one line. `weights`
+    is the user's own file. Raises ModelError.
+    """
+    if weights is not None:
+        return from_file(weights, name)
+    if name is not None:
+        row_named(name)
+        model = find(name)
+        if model is None:
+            raise ModelError(f"the weights of {name} are not installed", hint=install_hint(name))
+        return model
+    return _default(device)
+
+
+def install_hint(name: str) -> str:
+    """Say how the weights of `name` come onto this machine."""
+    if models()[name].download is not None:
+        return f"run: vidmatte models download {name}"
+    return f"get the official file and run: vidmatte models import FILE --name {name}"
+
+
+def _default(device: str) -> Model:
+    order = CUDA_DEFAULTS if device.startswith("cuda") else (CPU_DEFAULT,)
+    missing = []
+    for name in order:
+        model = find(name)
+        if model is not None:
+            reason = f"model {name}: default on {device.split(':')[0]}"
+            if missing:
+                reason += f" ({', '.join(missing)} not installed)"
+            return Model(model.row, model.path, model.origin, model.sha256, reason)
+        missing.append(name)
+    raise AssertionError("live is embedded")

@@ -1,0 +1,158 @@
+"""Read weights files without trusting them, recognise the network, fold BN in float32."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidmatte.errors import ModelError
+from vidmatte.models.table import BN_EPSILON, Convolution, Network, convolutions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Tensors = Mapping[str, NDArray[Any]]
+    FoldedTensors = dict[str, NDArray[np.float32]]
+
+SUFFIXES = (".safetensors", ".pth", ".pt")
+_IMPORT_HINT = "official files come from https://github.com/xuebinqin/U-2-Net; download it again"
+
+
+def sha256_of(data: bytes) -> str:
+    """Return the SHA-256 of `data` in lower-case hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a weights file whole; ModelError if it is missing, a folder or unreadable."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as exc:
+        raise ModelError(f"weights file {path} does not exist", hint="check the name") from exc
+    except OSError as exc:
+        raise ModelError(f"weights file {path} cannot be read: {exc.strerror}") from exc
+
+
+def parse_tensors(data: bytes, path: Path) -> Tensors:
+    """Parse the bytes of a .safetensors or .pth file into tensors by official name.
+
+    `path` names the file in errors and, by its suffix, the format. A pickle is read by torch with
+    weights_only=True, which runs no code of the file. Raises ModelError.
+    """
+    head = data[:512].lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ModelError(f"{path} is a web page, not weights", hint=_IMPORT_HINT)
+    if path.suffix.lower() == ".safetensors":
+        tensors = _parse_safetensors(data, path)
+    elif path.suffix.lower() in SUFFIXES:
+        tensors = _parse_pickle(data, path)
+    else:
+        known = ", ".join(SUFFIXES)
+        raise ModelError(f"{path} is not a weights file: expected {known}")
+    return {key.removeprefix("module."): value for key, value in tensors.items()}
+
+
+def _parse_safetensors(data: bytes, path: Path) -> Tensors:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        tensors: Tensors = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ModelError(
+            f"{path} is damaged or not a safetensors file of f16, f32 or f64: {exc}",
+            hint=_IMPORT_HINT,
+        ) from exc
+    return tensors
+
+
+def _parse_pickle(data: bytes, path: Path) -> Tensors:
+    import pickle
+
+    import torch
+
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as exc:
+        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        raise ModelError(
+            f"{path} is damaged or holds more than weights, and was not run: {reason}",
+            hint=_IMPORT_HINT,
+        ) from exc
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+        raise ModelError(f"{path} holds no state dict", hint="save model.state_dict()")
+    return {str(key): value.float().numpy() for key, value in state.items()}
+
+
+def _mismatch(network: Network, tensors: Tensors) -> str | None:
+    """Say the first thing in which `tensors` are not weights of `network`, or None."""
+    for conv in convolutions(network):
+        expected = {conv.weight_key: conv.weight_shape, conv.bias_key: (conv.out_channels,)}
+        for key, shape in expected.items():
+            found = tensors.get(key)
+            if found is None:
+                return f"{key} is missing"
+            if tuple(found.shape) != shape:
+                return f"{key} is {tuple(found.shape)}, not {shape}"
+    return None
+
+
+def recognise(tensors: Tensors, networks: list[Network], path: Path) -> Network:
+    """Return the network whose every kernel and bias has the shape found in `tensors`.
+
+    Raises ModelError that names the first difference from the likeliest network.
+    """
+    reasons = []
+    for network in networks:
+        reason = _mismatch(network, tensors)
+        if reason is None:
+            return network
+        reasons.append(f"{network.name}: {reason}")
+    raise ModelError(
+        f"{path} holds no weights of the U²-Net family ({'; '.join(reasons)})",
+        hint="known networks: " + ", ".join(n.name for n in networks),
+    )
+
+
+def folded(network: Network, tensors: Tensors) -> FoldedTensors:
+    """Return each convolution's kernel and bias in float32, BN (if it is on disk) folded in.
+
+    W' = W·γ/√(σ²+ε), b' = (b−μ)·γ/√(σ²+ε) + β (Ioffe & Szegedy 2015, Algorithm 1, at inference).
+    Keys are the official conv keys. Raises ModelError if a value is not finite.
+    """
+    import numpy as np
+
+    result: FoldedTensors = {}
+    for conv in convolutions(network):
+        weight, bias = _fold_one(conv, tensors)
+        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+            raise ModelError(f"the weights of {conv.name} are not finite numbers")
+        result[conv.weight_key] = weight
+        result[conv.bias_key] = bias
+    return result
+
+
+def _fold_one(
+    conv: Convolution, tensors: Tensors
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    import numpy as np
+
+    weight = np.asarray(tensors[conv.weight_key], np.float32)
+    bias = np.asarray(tensors[conv.bias_key], np.float32)
+    if conv.bn_key("running_var") not in tensors:
+        return weight, bias
+    try:
+        parts = ("weight", "bias", "running_mean", "running_var")
+        gamma, beta, mean, variance = (
+            np.asarray(tensors[conv.bn_key(part)], np.float32) for part in parts
+        )
+    except KeyError as exc:
+        raise ModelError(f"the weights lack {exc.args[0]}") from exc
+    scale = gamma / np.sqrt(variance + np.float32(BN_EPSILON))
+    return weight * scale[:, None, None, None], (bias - mean) * scale + beta
