@@ -104,6 +104,7 @@ class VideoInfo:
     `width`, `height` are stored (before turning), `frame_rate`, `frame_count` and `duration_s`
     are hints that files get wrong: time stamps are the truth. `display_matrix` is the container's
     nine int32 values (16.16, 2.30 in the last column), kept to be written back unchanged.
+    `mastering_display` and `content_light` are HDR10's static metadata in x265's notation.
     """
 
     name: str
@@ -119,6 +120,11 @@ class VideoInfo:
     display_matrix: tuple[int, ...] | None = None
     colour: Colour = Colour()
     field_order: Literal["progressive", "tff", "bff"] = "progressive"
+    mastering_display: str | None = None
+    content_light: str | None = None
+    codec: str = ""
+    container: str = ""
+    is_still: bool = False
     is_live: bool = False
 
     @property
@@ -175,7 +181,7 @@ def plane_views(picture: av.VideoFrame, *, writable: bool = False) -> list[Sampl
     sample = np.dtype(np.uint8 if layout.bits <= 8 else "<u2")
     views = []
     for plane in picture.planes:
-        rows = np.frombuffer(plane, np.uint8).view(sample)
+        rows = np.frombuffer(memoryview(plane), np.uint8).view(sample)
         rows = rows.reshape(plane.height, plane.line_size // sample.itemsize)
         if not writable:
             rows.flags.writeable = False

@@ -1,0 +1,284 @@
+"""Channels, workers, cancellation and statistics; the only file that starts threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from vidmatte.errors import CancelledError
+
+T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
+
+CHANNEL_DEPTH = 4
+CHANNEL_BYTES = 256 << 20  # four 8K pictures of 8 bits; at least one item always passes
+GRACE_S = 4.0  # what a worker gets to end after a stop; beyond it, it hangs in C code
+
+
+@dataclass(slots=True)
+class StageTimes:
+    """What one worker did: seconds at work, seconds waiting for its neighbours, items passed."""
+
+    name: str
+    busy_s: float = 0.0
+    waiting_s: float = 0.0
+    items: int = 0
+
+
+class Channel(Generic[T]):
+    """A bounded queue between two workers that waits on a condition and can be cancelled.
+
+    Bounded in items and bytes. `put` and `get` raise CancelledError at once when cancelled.
+    An error put in with `end(error)` is raised by `get` after the items before it.
+    """
+
+    def __init__(
+        self, depth: int = CHANNEL_DEPTH, *, size_of: Callable[[T], int] = lambda item: 0
+    ) -> None:
+        self._items: deque[tuple[T, int]] = deque()
+        self._depth = depth
+        self._size_of = size_of
+        self._bytes = 0
+        self._changed = threading.Condition()
+        self._ended = False
+        self._cancelled = False
+        self._error: BaseException | None = None
+
+    def put(self, item: T) -> float:
+        """Append `item`, waiting while full; return the seconds waited."""
+        size = self._size_of(item)
+        start = time.perf_counter()
+        with self._changed:
+            self._changed.wait_for(lambda: self._cancelled or self._fits(size))
+            if self._cancelled:
+                raise CancelledError("cancelled")
+            self._items.append((item, size))
+            self._bytes += size
+            self._changed.notify_all()
+        return time.perf_counter() - start
+
+    def _fits(self, size: int) -> bool:
+        if not self._items:
+            return True
+        return len(self._items) < self._depth and self._bytes + size <= CHANNEL_BYTES
+
+    def get(self) -> tuple[T, float] | None:
+        """Take the oldest item and the seconds waited for it, or None at the end.
+
+        Raises the error the channel was ended with, after the last item, and CancelledError.
+        """
+        start = time.perf_counter()
+        with self._changed:
+            self._changed.wait_for(lambda: self._cancelled or self._items or self._ended)
+            if self._cancelled:
+                raise CancelledError("cancelled")
+            if self._items:
+                item, size = self._items.popleft()
+                self._bytes -= size
+                self._changed.notify_all()
+                return item, time.perf_counter() - start
+            if self._error is not None:
+                raise self._error
+            return None
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Say that nothing more comes, because all is done or because of `error`."""
+        with self._changed:
+            self._ended = True
+            self._error = error
+            self._changed.notify_all()
+
+    def cancel(self) -> None:
+        """Drop what waits and end every `put` and `get`, now and later."""
+        with self._changed:
+            self._cancelled = True
+            self._items.clear()
+            self._changed.notify_all()
+
+
+class Stop:
+    """A request to stop, made by a signal handler or another thread.
+
+    `request` may be called from a signal handler: it only sets a flag under a reentrant lock.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.RLock())
+        self.reason: int | None = None
+
+    def request(self, reason: int) -> None:
+        """Ask to stop; `reason` (a signal number) is kept for the exit code."""
+        with self._changed:
+            if self.reason is None:
+                self.reason = reason
+            self._changed.notify_all()
+
+    @property
+    def requested(self) -> bool:
+        """Whether somebody asked to stop."""
+        return self.reason is not None
+
+    def wake(self) -> None:
+        """Make `wait` look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait(self, until: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until `until()`, a request, or the time-out; return `until()`."""
+        with self._changed:
+            self._changed.wait_for(lambda: until() or self.requested, timeout_s)
+        return until()
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a pipeline ended: its stages' times, its first error, and whether a worker hangs."""
+
+    stages: list[StageTimes]
+    elapsed_s: float = 0.0
+    error: BaseException | None = None
+    stopped: bool = False
+    hanging: list[str] = field(default_factory=list)
+
+
+class Pipeline(Generic[A, B]):
+    """Three workers: `produce` → `transform` → `consume`, linked by two channels.
+
+    `transform` gets an iterator over what `produce` yields and yields results; the iterator
+    raises a producer's error after the good items, and what the transform still yields after
+    catching it passes on: an error at item N lets exactly N items through. `finish` runs on
+    the consuming thread at the end in any case (close a file there: it may block in C code).
+    """
+
+    def __init__(
+        self,
+        produce: Iterable[A],
+        transform: Callable[[Iterator[A]], Iterator[B]],
+        consume: Callable[[B], None],
+        finish: Callable[[], None],
+        *,
+        size_in: Callable[[A], int] = lambda item: 0,
+        size_out: Callable[[B], int] = lambda item: 0,
+    ) -> None:
+        self._produce, self._transform = produce, transform
+        self._consume, self._finish = consume, finish
+        self._first: Channel[A] = Channel(size_of=size_in)
+        self._second: Channel[B] = Channel(size_of=size_out)
+        self.stages = [StageTimes("decode"), StageTimes("compute"), StageTimes("encode")]
+        self._error: BaseException | None = None
+        self._finish_error: BaseException | None = None
+        self._running = 3
+        self._count = threading.Lock()
+
+    @property
+    def done(self) -> int:
+        """Items consumed so far."""
+        return self.stages[2].items
+
+    def run(self, stop: Stop, tick: Callable[[], None], *, tick_s: float = 0.25) -> Outcome:
+        """Run to the end, an error or a stop; report a worker's error, never raise it.
+
+        `tick` is called on this thread about every `tick_s` seconds. What `tick` raises (and a
+        KeyboardInterrupt where no handler is installed) stops the workers and passes through.
+        """
+        start = time.perf_counter()
+        threads = [self._launch(work, times.name, stop) for work, times in self._workers()]
+        try:
+            while not stop.wait(self._all_ended, tick_s) and not stop.requested:
+                tick()
+        finally:
+            stopped = not self._all_ended()
+            self._cancel()
+            deadline = time.monotonic() + GRACE_S
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        error = self._error or self._finish_error
+        return Outcome(
+            self.stages,
+            elapsed_s=time.perf_counter() - start,
+            error=None if isinstance(error, CancelledError) else error,
+            stopped=stopped,
+            hanging=[t.name for t in threads if t.is_alive()],
+        )
+
+    def _workers(self) -> list[tuple[Callable[[], None], StageTimes]]:
+        works = (self._produce_all, self._transform_all, self._consume_all)
+        return list(zip(works, self.stages, strict=True))
+
+    def _launch(self, work: Callable[[], None], name: str, stop: Stop) -> threading.Thread:
+        def worker() -> None:
+            work()
+            with self._count:
+                self._running -= 1
+            stop.wake()
+
+        thread = threading.Thread(target=worker, name=f"vidmatte-{name}", daemon=True)
+        thread.start()
+        return thread
+
+    def _all_ended(self) -> bool:
+        return self._running == 0
+
+    def _cancel(self) -> None:
+        self._first.cancel()
+        self._second.cancel()
+
+    def _produce_all(self) -> None:
+        times = self.stages[0]
+        try:
+            mark = time.perf_counter()
+            for item in self._produce:
+                times.busy_s += time.perf_counter() - mark
+                times.waiting_s += self._first.put(item)
+                times.items += 1
+                mark = time.perf_counter()
+            self._first.end()
+        except BaseException as error:  # noqa: BLE001 - travels behind the good items
+            self._first.end(error)
+
+    def _transform_all(self) -> None:
+        times = self.stages[1]
+        try:
+            mark = time.perf_counter()
+            waited = times.waiting_s
+            for item in self._transform(self._incoming(self._first, times)):
+                now = time.perf_counter()
+                times.busy_s += now - mark - (times.waiting_s - waited)
+                times.waiting_s += self._second.put(item)
+                times.items += 1
+                mark, waited = time.perf_counter(), times.waiting_s
+            self._second.end()
+        except BaseException as error:  # noqa: BLE001 - travels behind the good items
+            self._first.cancel()
+            self._second.end(error)
+
+    def _consume_all(self) -> None:
+        times = self.stages[2]
+        try:
+            for item in self._incoming(self._second, times):
+                mark = time.perf_counter()
+                self._consume(item)
+                times.busy_s += time.perf_counter() - mark
+                times.items += 1
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread by run()
+            self._error = error
+        self._cancel()
+        mark = time.perf_counter()
+        try:
+            self._finish()
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread by run()
+            self._finish_error = error
+        times.busy_s += time.perf_counter() - mark
+
+    @staticmethod
+    def _incoming(channel: Channel[T], times: StageTimes) -> Iterator[T]:
+        while (taken := channel.get()) is not None:
+            item, waited = taken
+            times.waiting_s += waited
+            yield item
+            del item, taken  # the generator must not keep a picture alive while it waits

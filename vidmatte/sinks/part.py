@@ -1,0 +1,133 @@
+"""Write under a temporary name, so that the output name only ever holds a whole file."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from vidmatte.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; O_EXCL alone guards there
+    fcntl = None  # type: ignore[assignment]
+
+
+def part_name(target: Path) -> Path:
+    """Return `NAME.part.EXT` beside the target."""
+    return target.with_name(f"{target.stem}.part{target.suffix}")
+
+
+def os_reason(exc: OSError) -> str:
+    """Say in plain words why the operating system refused."""
+    known = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EFBIG: "the file would be larger than allowed",
+        errno.ENOENT: "the folder does not exist",
+        errno.ENOTDIR: "a part of the path is not a folder",
+        errno.EACCES: "permission denied",
+        errno.EROFS: "the disk is read-only",
+        errno.ENAMETOOLONG: "the name is too long",
+        errno.EPIPE: "the reader has gone",
+    }
+    return known.get(exc.errno or 0, (exc.strerror or str(exc)).lower())
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raise OutputError for what can be known to fail before any work is done."""
+    folder = target.parent
+    if not folder.is_dir():
+        raise OutputError(f"{target}: the folder does not exist", hint=f"mkdir -p '{folder}'")
+    if target.is_dir() and not overwrite:
+        raise OutputError(f"{target}: is a folder", hint="name a file in it")
+    if target.is_dir():
+        raise OutputError(f"{target}: is a folder; it is not replaced", hint="name a file in it")
+    if os.path.lexists(target) and not overwrite:
+        raise OutputError(f"{target}: exists already", hint="use --overwrite to replace it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{target}: the folder is not writable")
+    if shutil.disk_usage(folder).free == 0:
+        raise OutputError(f"{target}: the disk is full")
+
+
+class PartFile:
+    """A file that gets its final name only when it is whole.
+
+    Opened with O_EXCL and O_NOFOLLOW and locked; a stale part of an earlier run (nobody holds
+    its lock) is moved aside and named in `kept_aside`. `descriptor` is open for writing and
+    seeking until `commit`, `keep` or `discard`.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.path = part_name(target)
+        self.kept_aside: Path | None = None
+        try:
+            self.descriptor = self._create()
+        except OSError as exc:
+            raise OutputError(f"{target}: cannot be written: {os_reason(exc)}") from exc
+
+    def _create(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            descriptor = os.open(self.path, flags, 0o666)
+        except FileExistsError:
+            self._move_stale_aside()
+            descriptor = os.open(self.path, flags, 0o666)
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+
+    def _move_stale_aside(self) -> None:
+        status = os.lstat(self.path)
+        if stat.S_ISREG(status.st_mode) and fcntl is not None:
+            probe = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
+            try:
+                fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as exc:
+                raise OutputError(
+                    f"{self.target}: another run is writing it ({self.path.name} is locked)",
+                    hint="wait for it, or choose another name",
+                ) from exc
+            finally:
+                os.close(probe)
+        for number in range(1, 1000):
+            aside = self.path.with_name(f"{self.target.stem}.stale{number}{self.target.suffix}")
+            if not os.path.lexists(aside):
+                os.rename(self.path, aside)
+                self.kept_aside = aside
+                return
+        raise OutputError(f"{self.path}: too many stale parts", hint="remove them")
+
+    def close(self) -> None:
+        """Flush to disk and close the descriptor; raise OutputError if the disk refuses."""
+        if self.descriptor < 0:
+            return
+        descriptor, self.descriptor = self.descriptor, -1
+        try:
+            os.fsync(descriptor)
+        except OSError as exc:
+            if exc.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise OutputError(f"{self.target}: {os_reason(exc)}") from exc
+        finally:
+            os.close(descriptor)
+
+    def commit(self) -> None:
+        """Give the part its final name."""
+        self.close()
+        try:
+            os.replace(self.path, self.target)
+        except OSError as exc:
+            raise OutputError(f"{self.target}: {os_reason(exc)}") from exc
+
+    def discard(self) -> None:
+        """Remove the part."""
+        with contextlib.suppress(OutputError):
+            self.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)

@@ -1,0 +1,338 @@
+"""Decode a file, a picture or standard input into frames, whatever state it is in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, cast
+
+from vidmatte.errors import InputError
+from vidmatte.frames import Frame, VideoInfo
+from vidmatte.sources import _shared
+from vidmatte.sources._describe import describe
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+
+    Packet = av.Packet[av.stream.Stream]
+
+MAX_ERRORS_IN_A_ROW = 500  # packets; past that the rest of the stream is taken for lost
+ASSUMED_RATE = Fraction(25)
+
+
+class FileSource:
+    """A video or picture file, or standard input ("-"), as a source of frames.
+
+    Entering decodes the first picture, so that what cannot be read is known before a model is
+    loaded. `start_s` and `end_s` cut, in seconds of the source's own time; the first frame kept
+    then has time 0 or later. `on_packet` gets the packets of the other streams, time-corrected,
+    on the decoding thread (for inputs that cannot be opened twice).
+
+    Raises InputError from `__enter__` and while iterating.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int = 0,
+        start_s: float | None = None,
+        end_s: float | None = None,
+        max_pixels: int = _shared.MAX_PIXELS,
+        on_packet: Callable[[Packet], None] | None = None,
+    ) -> None:
+        self._path = str(path)
+        self._name = _shared.describe_input(path)
+        self._threads = threads
+        self._start_s, self._end_s = start_s, end_s
+        self._max_pixels = max_pixels
+        self._on_packet = on_packet
+        self._descriptor = -1
+        self._waiting: deque[av.VideoFrame] = deque()
+        self._report = DamageReport()
+        self.notes: list[str] = []
+        self.decoded = 0
+
+    def __enter__(self) -> Self:
+        if self._path == _shared.STDIN:
+            self._descriptor = os.dup(sys.stdin.fileno())
+        else:
+            self._descriptor = _shared.open_descriptor(self._path)
+        try:
+            self._open()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._waiting.clear()
+        if container := getattr(self, "container", None):
+            container.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    @property
+    def damage(self) -> list[str]:
+        """One line per cause of what was lost or repaired."""
+        return self._report.lines()
+
+    @property
+    def timeline(self) -> _shared.Timeline:
+        """The correction applied to every packet's time stamps."""
+        return self._timeline
+
+    def _open(self) -> None:
+        self.container: InputContainer = _shared.open_container(self._descriptor, self._name)
+        self._stream = _shared.video_stream(self.container, self._name)
+        self._timeline = _shared.timeline_for(self.container, self._start_s)
+        if self._start_s:
+            _shared.seek_near(self.container, self._start_s)
+        self._decoder = self._open_decoder()
+        self._pictures = self._decode()
+        first = next(self._pictures, None)
+        if first is None:
+            raise InputError(f"{self._name}: {self._report.why_nothing()}")
+        self._waiting.append(first)
+        videos = len(self.container.streams.video)
+        if videos > 1:
+            self.notes.append(f"video stream {self._stream.index} of {videos} is used")
+        self.info: VideoInfo = describe(self._name, self.container, self._stream, first)
+        self._mend = _PresentationTimes(self.info, self._report)
+
+    def _open_decoder(self) -> av.VideoCodecContext:
+        import av
+
+        stream = self._stream
+        context: av.VideoCodecContext | None = stream.codec_context
+        if context is None:
+            raise InputError(f"{self._name}: no decoder knows its video format")
+        self._check_size(stream.width, stream.height)
+        if stream.metadata.get("alpha_mode") == "1" and context.name in ("vp9", "vp8"):
+            # The native decoders drop the alpha that WebM keeps in block additions.
+            library = "libvpx-vp9" if context.name == "vp9" else "libvpx"
+            context = cast("av.VideoCodecContext", av.CodecContext.create(library, "r"))
+        context.options = {"max_pixels": str(self._max_pixels)}
+        context.thread_type = "AUTO"
+        context.thread_count = self._threads
+        return context
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > self._max_pixels:
+            raise InputError(
+                f"{self._name}: pictures of {width}x{height} are over the limit of "
+                f"{self._max_pixels} pixels",
+                hint="raise the limit with --max-size if the file is trusted",
+            )
+
+    def __iter__(self) -> Iterator[Frame]:
+        for picture in self._all_pictures():
+            self._check_size(picture.width, picture.height)
+            pts, duration = self._mend.place(picture)
+            time_s = pts * self.info.time_base
+            if self._start_s and time_s < 0:
+                continue
+            if self._end_s is not None and time_s >= self._end_s - (self._start_s or 0):
+                return
+            yield Frame(picture, self.decoded, pts, self.info.time_base, duration)
+            self.decoded += 1
+
+    def _all_pictures(self) -> Iterator[av.VideoFrame]:
+        while self._waiting:
+            yield self._waiting.popleft()
+        yield from self._pictures
+
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        """Yield every picture that decodes; count what does not. Ends at the end of the stream."""
+        import av
+
+        in_a_row = 0
+        for packet in self._packets():
+            try:
+                pictures = self._decoder.decode(packet if packet.size else None)
+                in_a_row = 0
+            except av.error.DecoderNotFoundError as exc:
+                raise InputError(f"{self._name}: no decoder knows its video format") from exc
+            except av.error.EOFError:
+                continue
+            except (av.FFmpegError, ValueError) as exc:
+                self._report.undecodable(packet, exc)
+                in_a_row += 1
+                if in_a_row > MAX_ERRORS_IN_A_ROW:
+                    return
+                continue
+            for picture in pictures:
+                self._report.pictures += 1
+                if picture.is_corrupt:
+                    self._report.corrupt(picture)
+                yield picture
+
+    def _packets(self) -> Iterator[Packet]:
+        import av
+
+        self._discard_unread()
+        packets = self.container.demux()
+        errors = 0
+        while errors < MAX_ERRORS_IN_A_ROW:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                break
+            except (av.FFmpegError, OSError) as exc:
+                errors += 1
+                self._report.unreadable(exc)
+                if isinstance(exc, (av.error.EOFError, OSError)):
+                    break
+                continue
+            if packet.size == 0:
+                if packet.stream is self._stream:
+                    yield packet
+                continue
+            self._timeline.correct(packet)
+            if packet.stream is self._stream:
+                self._report.saw(packet)
+                yield packet
+            elif self._on_packet is not None and packet.stream.type != "video":
+                self._on_packet(packet)
+        self._report.finished(self._stream, self._descriptor, self._timeline.jumps)
+
+    def _discard_unread(self) -> None:
+        """Let the demuxer skip what nobody reads; jumping clocks need to see every stream."""
+        if self._on_packet is not None or self.container.format.name in _shared.RELATIVE_FORMATS:
+            return
+        from av.stream import Discard
+
+        for stream in self.container.streams:
+            if stream is not self._stream:
+                stream.discard = Discard.all
+
+
+class _PresentationTimes:
+    """Give every picture a time stamp that is after the one before."""
+
+    def __init__(self, info: VideoInfo, report: DamageReport) -> None:
+        self._step = max(1, round(1 / (info.frame_rate * info.time_base)))
+        self._report = report
+        self._last: int | None = None
+
+    def place(self, picture: av.VideoFrame) -> tuple[int, int]:
+        """Return (pts, duration) of `picture` in the stream's time base."""
+        pts = picture.pts if picture.pts is not None else picture.dts
+        if pts is None:
+            self._report.unstamped += 1
+            pts = 0 if self._last is None else self._last + self._step
+        elif self._last is not None and pts <= self._last:
+            self._report.not_later += 1
+            pts = self._last + 1
+        self._last = pts
+        return pts, picture.duration or 0
+
+
+class DamageReport:
+    """Count what was lost or mended while reading, one line per cause."""
+
+    def __init__(self) -> None:
+        self.unstamped = 0
+        self.not_later = 0
+        self.pictures = 0
+        self._lost: list[float | None] = []
+        self._damaged: list[float | None] = []
+        self._packets = 0
+        self._read = 0
+        self._missing = 0
+        self._read_errors = 0
+        self._end_s: float | None = None
+        self._jumps = 0
+        self._encrypted = False
+
+    def saw(self, packet: Packet) -> None:
+        """Count a packet of the picture."""
+        self._packets += not packet.is_discard
+        self._read += 1
+        self._end_s = _time_of(packet) or self._end_s
+        if packet.has_sidedata("encryption_info"):
+            self._encrypted = True
+
+    def undecodable(self, packet: Packet, exc: Exception) -> None:
+        """Count a packet that gave no picture."""
+        self._lost.append(_time_of(packet))
+
+    def corrupt(self, picture: av.VideoFrame) -> None:
+        """Count a picture that the decoder patched up."""
+        self._damaged.append(picture.time)
+
+    def unreadable(self, exc: Exception) -> None:
+        """Count a failed read."""
+        self._read_errors += 1
+
+    def finished(self, stream: av.VideoStream, descriptor: int, jumps: int) -> None:
+        """Look at the end whether the index promised more than the file holds."""
+        self._jumps = jumps
+        size = os.fstat(descriptor).st_size
+        if stream.frames > self._read and size:
+            self._missing = sum(e.pos + e.size > size for e in stream.index_entries)
+
+    def why_nothing(self) -> str:
+        """Say why no picture came out at all."""
+        if self._encrypted:
+            return "is encrypted; no picture can be decoded"
+        if self._read == 0:
+            return "holds no pictures"
+        return f"none of its {self._read} pictures can be decoded (damaged or encrypted)"
+
+    def lines(self) -> list[str]:
+        """One line per cause, with count and first time."""
+        causes = []
+        if self._missing:
+            causes.append(
+                f"the file ends early: {_pictures(self._missing)} missing"
+                f"{_at([self._end_s], 'after')}"
+            )
+        elif self._lost:
+            lost = max(len(self._lost), self._packets - self.pictures)
+            causes.append(f"{_pictures(lost)} could not be decoded{_at(self._lost)}")
+        if self._damaged:
+            count = _pictures(len(self._damaged))
+            causes.append(f"{count} decoded with damage{_at(self._damaged)}")
+        if self._read_errors:
+            causes.append(f"{self._read_errors} read errors{_at([self._end_s], 'after')}")
+        return causes
+
+    def mended(self) -> list[str]:
+        """One line per kind of time stamp that was changed; nothing was lost by it."""
+        causes = []
+        if self.unstamped:
+            causes.append(
+                f"{self.unstamped} pictures had no time stamp; spaced at the nominal rate"
+            )
+        if self.not_later:
+            causes.append(f"{self.not_later} time stamps were not after the one before; moved on")
+        if self._jumps:
+            causes.append(f"the clock jumped {self._jumps} times; the time line was joined")
+        return causes
+
+
+def _time_of(packet: Packet) -> float | None:
+    stamp = packet.pts if packet.pts is not None else packet.dts
+    return None if stamp is None or packet.time_base is None else float(stamp * packet.time_base)
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'s' if count != 1 else ''}"
+
+
+def _at(times: list[float | None], word: str = "first at") -> str:
+    known = [t for t in times if t is not None]
+    return f", {word} {known[0]:.2f} s" if known else ", at 0.00 s"
