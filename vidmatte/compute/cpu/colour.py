@@ -1,0 +1,328 @@
+"""Colour arithmetic: RGB to a source's code values, HDR to SDR for the network, colour names."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidmatte.errors import UsageError
+from vidmatte.frames import (
+    MATRIX_BT709,
+    MATRIX_RGB,
+    MATRIX_UNKNOWN,
+    PRIMARIES_BT2020,
+    RANGE_FULL,
+    RANGE_UNKNOWN,
+    TRANSFER_HLG,
+    TRANSFER_PQ,
+    Colour,
+    Layout,
+    VideoInfo,
+    layout_of,
+)
+
+if TYPE_CHECKING:
+    from vidmatte.frames import Samples
+
+Floats = NDArray[np.float32]
+
+# The keying green of paint and fabric, not CSS's dark "green"; the rest are CSS Color 4 names.
+_NAMES = {
+    "green": (0, 177, 64),
+    "aqua": (0, 255, 255),
+    "beige": (245, 245, 220),
+    "black": (0, 0, 0),
+    "blue": (0, 0, 255),
+    "brown": (165, 42, 42),
+    "cyan": (0, 255, 255),
+    "fuchsia": (255, 0, 255),
+    "gold": (255, 215, 0),
+    "gray": (128, 128, 128),
+    "grey": (128, 128, 128),
+    "lime": (0, 255, 0),
+    "magenta": (255, 0, 255),
+    "maroon": (128, 0, 0),
+    "navy": (0, 0, 128),
+    "olive": (128, 128, 0),
+    "orange": (255, 165, 0),
+    "pink": (255, 192, 203),
+    "purple": (128, 0, 128),
+    "red": (255, 0, 0),
+    "silver": (192, 192, 192),
+    "skyblue": (135, 206, 235),
+    "teal": (0, 128, 128),
+    "turquoise": (64, 224, 208),
+    "violet": (238, 130, 238),
+    "white": (255, 255, 255),
+    "yellow": (255, 255, 0),
+}
+
+# (Kr, Kb) by ISO/IEC 23091-2 matrix number: BT.709, FCC, BT.601 (two), SMPTE 240M, BT.2020 (two;
+# constant luminance, 10, is taken for 9: FFmpeg decodes it no other way).
+_LUMA_WEIGHTS = {
+    1: (0.2126, 0.0722),
+    4: (0.30, 0.11),
+    5: (0.299, 0.114),
+    6: (0.299, 0.114),
+    7: (0.212, 0.087),
+    9: (0.2627, 0.0593),
+    10: (0.2627, 0.0593),
+}
+_YCGCO = 8
+
+# BT.2087-0, equation for linear BT.709 RGB in BT.2020 primaries, rows R G B.
+_BT709_TO_BT2020 = np.array(
+    [[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]]
+)
+
+REFERENCE_WHITE_NIT = 203.0  # BT.2408-7, section 2.1: HDR reference white
+_HLG_PEAK_NIT, _HLG_GAMMA = 1000.0, 1.2  # BT.2100-2, table 5: nominal display and its system gamma
+_HLG_LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)
+
+_BAND_ROWS = 64  # float pictures never exist at full size: RGB is converted in bands of rows
+
+
+def parse_colour(text: str) -> tuple[int, int, int]:
+    """Read a colour as (red, green, blue), each 0..255.
+
+    Takes a name (`green` is the keying green #00b140; the rest as in CSS), `#rgb`, `#rrggbb` or
+    `r,g,b`.
+
+    Raises:
+        UsageError: the text is none of these.
+
+    """
+    word = text.strip().lower()
+    if word in _NAMES:
+        return _NAMES[word]
+    if match := re.fullmatch(r"#?([0-9a-f]{6})", word):
+        value = int(match[1], 16)
+        return value >> 16, value >> 8 & 255, value & 255
+    if match := re.fullmatch(r"#([0-9a-f])([0-9a-f])([0-9a-f])", word):
+        red, green, blue = (17 * int(digit, 16) for digit in match.groups())
+        return red, green, blue
+    if match := re.fullmatch(r"(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})", word):
+        red, green, blue = (int(number) for number in match.groups())
+        if max(red, green, blue) <= 255:
+            return red, green, blue
+    raise UsageError(
+        f"not a colour: {text}",
+        hint="use a name (green, white, ...), #rrggbb or r,g,b with 0..255; names: "
+        + " ".join(sorted(_NAMES)),
+    )
+
+
+def effective_colour(info: VideoInfo) -> Colour:
+    """Say how the source's samples are to be read, filling what it leaves untagged.
+
+    `Colour.resolved`, and beyond it what the pixel format tells: RGB planes have no matrix and
+    the full range; yuvj and untagged gray have the full range. A gray source that gets chroma
+    must carry this range in its output's tags, or players stretch its luma.
+    """
+    layout = layout_of(info.pix_fmt)
+    colour = info.colour
+    if layout is None or layout.model == "rgb":
+        return replace(colour, matrix=MATRIX_RGB, range=RANGE_FULL)
+    full = layout.model == "gray" or info.pix_fmt.startswith("yuvj")
+    if full and colour.range == RANGE_UNKNOWN:
+        colour = replace(colour, range=RANGE_FULL)
+    if colour.matrix == MATRIX_RGB:  # a tag that YUV planes cannot have
+        colour = replace(colour, matrix=MATRIX_UNKNOWN)
+    return colour.resolved(info.height)
+
+
+def matrix_for(colour: Colour) -> NDArray[np.float64]:
+    """Return the 3x3 matrix from R'G'B' (0..1) to Y' (0..1), Cb, Cr (-0.5..0.5).
+
+    BT.709-6 item 3.2, BT.601-7 section 2.5, BT.2020-2 table 4; matrices nobody decodes are
+    taken for BT.709.
+    """
+    if colour.matrix == _YCGCO:
+        return np.array([[0.25, 0.5, 0.25], [-0.25, 0.5, -0.25], [0.5, 0.0, -0.5]])
+    kr, kb = _LUMA_WEIGHTS.get(colour.matrix, _LUMA_WEIGHTS[MATRIX_BT709])
+    luma = np.array([kr, 1 - kr - kb, kb])
+    blue = (np.array([0.0, 0.0, 1.0]) - luma) / (2 * (1 - kb))
+    red = (np.array([1.0, 0.0, 0.0]) - luma) / (2 * (1 - kr))
+    return np.stack([luma, blue, red])
+
+
+def scale_and_offset(colour: Colour, layout: Layout) -> tuple[NDArray[np.float64], ...]:
+    """Return (scale, offset), each of three planes, from unit values to code values.
+
+    BT.2100-2 table 9: limited range is 219 (chroma 224) steps of `2**(bits-8)` from 16 (128).
+    """
+    step = float(1 << (layout.bits - 8))
+    if layout.model == "rgb":
+        return np.full(3, float(layout.peak)), np.zeros(3)
+    if colour.range == RANGE_FULL:
+        return np.full(3, float(layout.peak)), np.array([0.0, 128 * step, 128 * step])
+    return np.array([219.0, 224.0, 224.0]) * step, np.array([16.0, 128.0, 128.0]) * step
+
+
+def colour_samples(rgb: tuple[int, int, int], colour: Colour, layout: Layout) -> tuple[int, ...]:
+    """Return the sample of each colour plane for one sRGB colour (0..255)."""
+    picture = np.array(rgb, np.uint8).reshape(1, 1, 3)
+    return tuple(int(plane[0, 0]) for plane in planes_from_rgb(picture, colour, layout))
+
+
+def planes_from_rgb(
+    rgb: NDArray[np.uint8] | NDArray[np.uint16], colour: Colour, layout: Layout
+) -> list[Samples]:
+    """Convert an sRGB picture to the colour planes of a layout, correctly rounded.
+
+    `rgb` is (H, W, 3), uint8 or uint16 over its full range, in the stored orientation. SDR
+    takes R'G'B' as they are, as players do; wide-gamut and HDR sources get a conversion in
+    linear light with white at 203 nit. Chroma is the mean over the luma samples it covers.
+    """
+    height, width = rgb.shape[:2]
+    dtype = np.uint8 if layout.bits <= 8 else np.uint16
+    sizes = [(height, width)]
+    if layout.model != "gray":
+        sizes += [(-(-height >> layout.shift_y), -(-width >> layout.shift_x))] * 2
+    planes = [np.empty(size, dtype) for size in sizes]
+    for top in range(0, height, _BAND_ROWS):
+        values = _band_values(rgb[top : top + _BAND_ROWS], colour, layout)
+        for index, plane in enumerate(planes):
+            shift_y = layout.shift_y if index else 0
+            part = plane[top >> shift_y : (top + _BAND_ROWS) >> shift_y]
+            unit = values[..., index]
+            if index:
+                unit = _covered_mean(unit, 1 << layout.shift_x, 1 << layout.shift_y)
+            part[...] = np.clip(np.rint(unit), 0, layout.peak)
+    return planes
+
+
+def _band_values(rgb: NDArray[np.uint8 | np.uint16], colour: Colour, layout: Layout) -> Floats:
+    """Return code values before rounding, (H, W, planes), in plane order."""
+    coded = rgb.astype(np.float32) / np.float32(np.iinfo(rgb.dtype).max)
+    coded = encode_transfer(coded, colour)
+    scale, offset = scale_and_offset(colour, layout)
+    if layout.model == "rgb":
+        values: Floats = coded[..., [1, 2, 0]] * np.float32(layout.peak)
+        return values
+    matrix = (matrix_for(colour) * scale[:, None]).astype(np.float32)
+    return coded @ matrix.T + offset.astype(np.float32)
+
+
+def _covered_mean(values: Floats, step_x: int, step_y: int) -> Floats:
+    """Average boxes; those cut by the right or lower edge are smaller."""
+    tops = np.arange(0, values.shape[0], step_y)
+    lefts = np.arange(0, values.shape[1], step_x)
+    if step_y > 1:
+        rows = np.diff(np.append(tops, values.shape[0]))[:, None]
+        values = (np.add.reduceat(values, tops, axis=0) / rows).astype(np.float32)
+    if step_x > 1:
+        columns = np.diff(np.append(lefts, values.shape[1]))
+        values = (np.add.reduceat(values, lefts, axis=1) / columns).astype(np.float32)
+    return values
+
+
+def encode_transfer(srgb: Floats, colour: Colour) -> Floats:
+    """Bring sRGB-coded colour (H, W, 3), 0..1, to R'G'B' of the source's primaries and transfer."""
+    if not (colour.is_hdr or colour.primaries == PRIMARIES_BT2020):
+        return srgb
+    linear: Floats = np.clip(srgb_to_linear(srgb) @ _BT709_TO_BT2020.T.astype(np.float32), 0, 1)
+    if colour.transfer == TRANSFER_PQ:
+        return _pq_from_nit(linear * np.float32(REFERENCE_WHITE_NIT))
+    if colour.transfer == TRANSFER_HLG:
+        return _hlg_from_nit(linear * np.float32(REFERENCE_WHITE_NIT))
+    return linear_to_srgb(linear)
+
+
+def srgb_to_linear(coded: Floats) -> Floats:
+    """Undo the sRGB curve (IEC 61966-2-1), 0..1."""
+    power = ((coded + np.float32(0.055)) / np.float32(1.055)) ** np.float32(2.4)
+    return np.where(coded <= np.float32(0.04045), coded / np.float32(12.92), power)
+
+
+def linear_to_srgb(linear: Floats) -> Floats:
+    """Apply the sRGB curve (IEC 61966-2-1), 0..1."""
+    power = np.float32(1.055) * linear ** np.float32(1 / 2.4) - np.float32(0.055)
+    return np.where(linear <= np.float32(0.0031308), linear * np.float32(12.92), power)
+
+
+# SMPTE ST 2084:2014, section 5; also BT.2100-2 table 4.
+_PQ_M1, _PQ_M2 = 2610 / 16384, 2523 / 4096 * 128
+_PQ_C1, _PQ_C2, _PQ_C3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
+
+
+def _pq_from_nit(nit: Floats) -> Floats:
+    power = (nit.astype(np.float64) / 10000) ** _PQ_M1
+    coded = ((_PQ_C1 + _PQ_C2 * power) / (1 + _PQ_C3 * power)) ** _PQ_M2
+    return coded.astype(np.float32)
+
+
+def _nit_from_pq(coded: NDArray[np.float64]) -> NDArray[np.float64]:
+    power = coded ** (1 / _PQ_M2)
+    nit: NDArray[np.float64] = 10000 * (
+        np.maximum(power - _PQ_C1, 0) / (_PQ_C2 - _PQ_C3 * power)
+    ) ** (1 / _PQ_M1)
+    return nit
+
+
+# BT.2100-2 table 5: the HLG reference OETF.
+_HLG_A = 0.17883277
+_HLG_B, _HLG_C = 1 - 4 * _HLG_A, 0.5 - _HLG_A * np.log(4 * _HLG_A)
+
+
+def _hlg_from_nit(nit: Floats) -> Floats:
+    """Invert the OOTF (BT.2100-2 table 5, with black at 0), then apply the OETF."""
+    display = nit / np.float32(_HLG_PEAK_NIT)
+    luminance = np.maximum(display @ _HLG_LUMA, np.float32(1e-9))[..., None]
+    scene = display * luminance ** np.float32((1 - _HLG_GAMMA) / _HLG_GAMMA)
+    log = _HLG_A * np.log(np.maximum(12 * scene - _HLG_B, 1e-9)) + _HLG_C
+    coded: Floats = np.where(scene <= 1 / 12, np.sqrt(3 * scene), log).astype(np.float32)
+    return coded
+
+
+def _scene_from_hlg(coded: NDArray[np.float64]) -> NDArray[np.float64]:
+    exponential = (np.exp((coded - _HLG_C) / _HLG_A) + _HLG_B) / 12
+    return np.where(coded <= 0.5, coded**2 / 3, exponential)
+
+
+@lru_cache(maxsize=2)
+def _hdr_decode_table(transfer: int) -> Floats:
+    """Map a 16-bit coded value to linear light: PQ to white = 203 nit, HLG to scene light."""
+    coded = np.arange(65536) / 65535
+    if transfer == TRANSFER_PQ:
+        return (_nit_from_pq(coded) / REFERENCE_WHITE_NIT).astype(np.float32)
+    return _scene_from_hlg(coded).astype(np.float32)
+
+
+# Where tone mapping leaves the straight line, and its knee: 1 is reference white.
+_KNEE = 0.75
+
+
+@lru_cache(maxsize=1)
+def _sdr_encode_table() -> NDArray[np.uint8]:
+    """Map sqrt(linear / 64), in 4096 steps, to 8-bit sRGB with highlights rolled off softly.
+
+    Up to the knee light stays as it is; above, `knee + (1 - knee) * (1 - exp(-x))` with
+    x = (light - knee) / (1 - knee) joins it with the same slope and never clips.
+    """
+    linear = (np.arange(4096) / 4095) ** 2 * 64
+    excess = np.maximum(linear - _KNEE, 0) / (1 - _KNEE)
+    rolled = np.where(linear <= _KNEE, linear, _KNEE + (1 - _KNEE) * -np.expm1(-excess))
+    return np.rint(linear_to_srgb(rolled.astype(np.float32)) * 255).astype(np.uint8)
+
+
+def tone_map(rgb: NDArray[np.uint16], transfer: int) -> NDArray[np.uint8]:
+    """Bring a PQ or HLG picture in BT.2020 primaries to 8-bit sRGB, the same for every frame.
+
+    `rgb` is (H, W, 3) uint16, full range. Reference white (203 nit) stays bright, light above
+    it is rolled off; nothing depends on the picture's own minimum or maximum.
+    """
+    linear = _hdr_decode_table(transfer)[rgb]
+    if transfer == TRANSFER_HLG:
+        luminance = np.maximum(linear @ _HLG_LUMA, np.float32(1e-9))[..., None]
+        linear *= luminance ** np.float32(_HLG_GAMMA - 1)
+        linear *= np.float32(_HLG_PEAK_NIT / REFERENCE_WHITE_NIT)
+    linear = linear @ np.linalg.inv(_BT709_TO_BT2020).T.astype(np.float32)
+    steps = np.sqrt(np.clip(linear, 0, 64) / np.float32(64))
+    mapped: NDArray[np.uint8] = _sdr_encode_table()[np.rint(steps * 4095).astype(np.uint16)]
+    return mapped
