@@ -39,4 +39,4 @@ def colour_background(rgb: tuple[int, int, int], info: VideoInfo, layout: Layout
 
     `info` tells the source's colour, `layout` is the working layout of the composite.
     """
-    return _ColourBackground(colour_samples(rgb, effective_colour(info), layout))
+    return _ColourBackground(colour_samples(rgb, effective_colour(info, layout), layout))

@@ -23,7 +23,6 @@ from vidmatte.frames import (
     Colour,
     Layout,
     VideoInfo,
-    layout_of,
 )
 
 if TYPE_CHECKING:
@@ -117,23 +116,32 @@ def parse_colour(text: str) -> tuple[int, int, int]:
     )
 
 
-def effective_colour(info: VideoInfo) -> Colour:
-    """Say how the source's samples are to be read, filling what it leaves untagged.
+def yuv_colour(info: VideoInfo) -> Colour:
+    """Say how the source's YUV samples are to be read, filling what it leaves untagged.
 
-    `Colour.resolved`, and beyond it what the pixel format tells: RGB planes have no matrix and
-    the full range; yuvj and untagged gray have the full range. A gray source that gets chroma
-    must carry this range in its output's tags, or players stretch its luma.
+    `Colour.resolved`, except that yuvj formats have the full range and that an RGB matrix, which
+    YUV planes cannot have, counts as untagged.
     """
-    layout = layout_of(info.pix_fmt)
     colour = info.colour
-    if layout is None or layout.model == "rgb":
-        return replace(colour, matrix=MATRIX_RGB, range=RANGE_FULL)
-    full = layout.model == "gray" or info.pix_fmt.startswith("yuvj")
-    if full and colour.range == RANGE_UNKNOWN:
+    if info.pix_fmt.startswith("yuvj"):
         colour = replace(colour, range=RANGE_FULL)
-    if colour.matrix == MATRIX_RGB:  # a tag that YUV planes cannot have
+    if colour.matrix == MATRIX_RGB:
         colour = replace(colour, matrix=MATRIX_UNKNOWN)
     return colour.resolved(info.height)
+
+
+def effective_colour(info: VideoInfo, layout: Layout) -> Colour:
+    """Say how the samples of the working layout are to be read.
+
+    RGB planes have no matrix and the full range; untagged gray sources have the full range, as
+    FFmpeg reads them. A gray source that gets chroma must carry this range in its output's tags,
+    or players stretch its luma.
+    """
+    if layout.model == "rgb":
+        return replace(info.colour, matrix=MATRIX_RGB, range=RANGE_FULL)
+    if info.pix_fmt.startswith(("gray", "ya", "mono")) and info.colour.range == RANGE_UNKNOWN:
+        return replace(yuv_colour(info), range=RANGE_FULL)
+    return yuv_colour(info)
 
 
 def matrix_for(colour: Colour) -> NDArray[np.float64]:
