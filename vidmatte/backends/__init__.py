@@ -81,7 +81,7 @@ def names() -> list[str]:
 
 
 def _module(name: str) -> BackendModule:
-    module: BackendModule = importlib.import_module(f"{__name__}.{name}")  # type: ignore[assignment]
+    module: BackendModule = importlib.import_module(f"{__name__}.{name}")
     return module
 
 

@@ -120,7 +120,7 @@ class _Graph:
         """The fused map d0 before its sigmoid (U²-Net paper, figure 5), (N, 1, h, w)."""
         for index in range(len(self.network.stem)):
             x = self.convolution(f"stem.{index}", x)
-        encoded = []
+        encoded: list[Any] = []
         for name in ENCODER:
             encoded.append(self.stage(name, self.pool(encoded[-1]) if encoded else x))
         decoded = [encoded.pop()]

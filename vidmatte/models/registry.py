@@ -148,7 +148,7 @@ def install_hint(name: str) -> str:
 
 def _default(device: str) -> Model:
     order = CUDA_DEFAULTS if device.startswith("cuda") else (CPU_DEFAULT,)
-    missing = []
+    missing: list[str] = []
     for name in order:
         model = find(name)
         if model is not None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 ENCODER = ("stage1", "stage2", "stage3", "stage4", "stage5", "stage6")

@@ -1,0 +1,124 @@
+"""PyTorch on the CPU and on CUDA: the reference that the other backends are measured against."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vidmatte.backends import Precision, Request
+from vidmatte.errors import BackendError
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+AUTO_ORDER = {"cuda": 10, "cpu": 10}
+DEVICES = ("cpu", "cuda")
+_PRECISIONS = {"cpu": ("f32", "bf16"), "cuda": ("f16", "bf16", "f32")}
+_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+def _import_torch() -> Any:
+    try:
+        import torch
+    except ImportError as exc:
+        raise BackendError(
+            f"torch cannot be imported: {exc}", hint="pip install torch, or choose --device cpu"
+        ) from exc
+    return torch
+
+
+def _device(torch: Any, named: str) -> Any:
+    """Return the torch device, or say why this machine has no such one."""
+    if named == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        reason = "this torch is built without CUDA" if built is None else "torch sees no NVIDIA GPU"
+        hint = (
+            "install a CUDA build of torch, or use --device cpu"
+            if built is None
+            else "check nvidia-smi and the driver, or use --device cpu"
+        )
+        raise BackendError(f"{named} is not usable: {reason}", hint=hint)
+    device = torch.device(named if ":" in named else "cuda:0")
+    count = torch.cuda.device_count()
+    if device.index >= count:
+        raise BackendError(f"there is no {named}: {count} GPU(s) here", hint="use --device cuda:0")
+    return device
+
+
+def _precision(wanted: Precision, kind: str) -> Precision:
+    """Turn "auto" into f16 on CUDA and f32 on the CPU; refuse what the device does not run."""
+    offered = _PRECISIONS[kind]
+    if wanted == "auto":
+        return "f16" if kind == "cuda" else "f32"
+    if wanted not in offered:
+        raise BackendError(
+            f"torch does not run {wanted} on {kind}", hint="precisions: " + ", ".join(offered)
+        )
+    return wanted
+
+
+class TorchBackend:
+    """The torch module with BN folded; see Backend.
+
+    Normalisation, sigmoid and output stay in float32 whatever the precision of the network.
+    """
+
+    def __init__(self, request: Request) -> None:
+        torch = _import_torch()
+        from vidmatte.models.network import folded_network
+
+        self.device: torch.device = _device(torch, request.device)
+        precision = _precision(request.precision, self.device.type)
+        self.name = "torch"
+        self.input_size = request.size
+        self.batch = request.batch
+        self.description = f"torch {precision} on {self._place(torch, request)}"
+        row = request.model.row
+        self._torch = torch
+        self._dtype = getattr(torch, _DTYPES[precision])
+        self._module: Any = folded_network(row.network, request.model.load()).to(
+            device=self.device, dtype=self._dtype, memory_format=torch.channels_last
+        )
+        mean, std = torch.tensor(row.mean), torch.tensor(row.std)
+        self._scale = (1 / (255 * std)).to(self.device)
+        self._shift = (-mean / std).to(self.device)
+
+    def _place(self, torch: Any, request: Request) -> str:
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)} ({self.device})"
+        torch.set_num_threads(request.threads)
+        return f"CPU, {request.threads} thread{'s' * (request.threads != 1)}"
+
+    def infer_device(self, image_NHW3: torch.Tensor) -> torch.Tensor:
+        """Return the probability (N, h, w) float32 on the device of `image_NHW3`, uint8 RGB.
+
+        For a caller whose pictures are on the device already: nothing is copied to the host.
+        """
+        torch = self._torch
+        # TF32 would put f32 1e-3 away from what the CPU computes.
+        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+            x_NHW3 = image_NHW3.to(torch.float32) * self._scale + self._shift
+            logits_N1HW = self._module(x_NHW3.permute(0, 3, 1, 2).to(self._dtype))[0]
+            probability_NHW: torch.Tensor = logits_N1HW.float().sigmoid().squeeze(1)
+        return probability_NHW
+
+    def infer(self, image_NHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Run the network; see Backend.infer."""
+        image = self._torch.from_numpy(image_NHW3).to(self.device)
+        result: NDArray[np.float32] = self.infer_device(image).cpu().numpy()
+        return result
+
+    def close(self) -> None:
+        """Free the weights."""
+        self._module = None
+        if self.device.type == "cuda":
+            self._torch.cuda.empty_cache()
+
+
+def open_backend(request: Request) -> TorchBackend:
+    """Load the module onto the asked-for device."""
+    return TorchBackend(request)
