@@ -282,3 +282,32 @@ class Pipeline(Generic[A, B]):
             times.waiting_s += waited
             yield item
             del item, taken  # the generator must not keep a picture alive while it waits
+
+
+def supervise(work: Callable[[], T], stop: Stop) -> T:
+    """Run `work` on a daemon thread while this thread stays free for signals.
+
+    Returns its result or raises its error. Raises CancelledError when asked to stop, and then
+    leaves the thread to itself if it does not end within the grace time (it hangs in C code).
+    """
+    result: list[T] = []
+    error: list[BaseException] = []
+
+    def worker() -> None:
+        try:
+            result.append(work())
+        except BaseException as exc:  # noqa: BLE001 - raised again below, on the caller's thread
+            error.append(exc)
+        stop.wake()
+
+    thread = threading.Thread(target=worker, name="vidmatte-open", daemon=True)
+    thread.start()
+    while not stop.wait(lambda: bool(result or error), 60.0) and not stop.requested:
+        pass
+    if stop.requested:
+        thread.join(GRACE_S)
+        raise CancelledError("stopped")
+    thread.join()
+    if error:
+        raise error[0]
+    return result[0]

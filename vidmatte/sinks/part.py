@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 
 from vidmatte.errors import OutputError
+from vidmatte.sinks._shared import os_reason
 
 try:
     import fcntl
@@ -20,22 +21,6 @@ except ImportError:  # Windows has no flock; O_EXCL alone guards there
 def part_name(target: Path) -> Path:
     """Return `NAME.part.EXT` beside the target."""
     return target.with_name(f"{target.stem}.part{target.suffix}")
-
-
-def os_reason(exc: OSError) -> str:
-    """Say in plain words why the operating system refused."""
-    known = {
-        errno.ENOSPC: "the disk is full",
-        errno.EDQUOT: "the disk quota is used up",
-        errno.EFBIG: "the file would be larger than allowed",
-        errno.ENOENT: "the folder does not exist",
-        errno.ENOTDIR: "a part of the path is not a folder",
-        errno.EACCES: "permission denied",
-        errno.EROFS: "the disk is read-only",
-        errno.ENAMETOOLONG: "the name is too long",
-        errno.EPIPE: "the reader has gone",
-    }
-    return known.get(exc.errno or 0, (exc.strerror or str(exc)).lower())
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:

@@ -1,0 +1,84 @@
+"""What sinks share: conversion to the encoder's format and plain words for write errors."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from vidmatte.errors import OutputError
+from vidmatte.frames import Colour, layout_of
+
+if TYPE_CHECKING:
+    import av
+
+# Where an opened output ends when its disk is full or its reader leaves.
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EIO, errno.EBADF)
+
+
+def output_error(name: str, exc: Exception) -> OutputError:
+    """Translate what PyAV or the system raised while writing `name`."""
+    if isinstance(exc, OSError) and exc.errno in WRITE_ERRORS:
+        return OutputError(f"{name}: {os_reason(exc)}")
+    return OutputError(f"{name}: cannot be encoded: {exc}")
+
+
+def os_reason(exc: OSError) -> str:
+    """Say in plain words why the operating system refused."""
+    known = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EFBIG: "the file would be larger than allowed",
+        errno.ENOENT: "the folder does not exist",
+        errno.ENOTDIR: "a part of the path is not a folder",
+        errno.EACCES: "permission denied",
+        errno.EROFS: "the disk is read-only",
+        errno.ENAMETOOLONG: "the name is too long",
+        errno.EPIPE: "the reader has gone",
+    }
+    return known.get(exc.errno or 0, (exc.strerror or str(exc)).lower())
+
+
+class Converter:
+    """Bring pictures to one pixel format and colour description, keeping one swscale context.
+
+    Pictures already in that format pass through untouched. YUV stays in the source's matrix and
+    range; RGB becomes BT.709 limited (or the reverse for RGB targets).
+    """
+
+    def __init__(self, pix_fmt: str, source: Colour, height: int) -> None:
+        self._pix_fmt = pix_fmt
+        self._reformatter: av.video.reformatter.VideoReformatter | None = None
+        target = layout_of(pix_fmt)
+        self._to_rgb = target is None or target.model == "rgb"
+        self._source = source.resolved(height)
+        self.colour = source
+        if source.matrix == 0 and not self._to_rgb:
+            self.colour = Colour(1, 1, source.primaries, source.transfer)
+
+    def convert(self, picture: av.VideoFrame) -> av.VideoFrame:
+        """Return `picture` in the target format, with its time stamp."""
+        if picture.format.name == self._pix_fmt:
+            return picture
+        from av.video.reformatter import Interpolation, VideoReformatter
+
+        if self._reformatter is None:
+            self._reformatter = VideoReformatter()
+        origin = self._source
+        from_rgb = origin.matrix == 0
+        converted = self._reformatter.reformat(
+            picture,
+            format=self._pix_fmt,
+            src_colorspace=None if from_rgb else _swscale_matrix(origin.matrix),
+            dst_colorspace=_swscale_matrix(1 if from_rgb else origin.matrix),
+            src_color_range=2 if from_rgb else origin.range,
+            dst_color_range=2 if self._to_rgb else 1 if from_rgb else origin.range,
+            interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
+            threads=1,
+        )
+        converted.pts, converted.time_base = picture.pts, picture.time_base
+        return converted
+
+
+def _swscale_matrix(matrix: int) -> int:
+    """Map an ISO/IEC 23091-2 matrix to swscale's SWS_CS_* number, which differs for BT.601."""
+    return {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}.get(matrix, 5)

@@ -1,0 +1,216 @@
+"""Carry sound, subtitles, attachments and data into the output: copied, converted or named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+if TYPE_CHECKING:
+    import av
+    from av.container import OutputContainer
+    from av.stream import Stream
+
+    Packet = av.Packet[Stream]
+
+# What a container gets when it cannot hold the source's sound.
+AUDIO_FALLBACK = {"webm": "libopus", "mp4": "aac", "mov": "aac", "mpegts": "aac", "avi": "aac",
+                  "matroska": "aac", "nut": "aac"}  # fmt: skip
+OPUS_RATES = (48000, 24000, 16000, 12000, 8000)
+# Text subtitles, by the name of the codec that each container holds.
+SUBTITLES = {"mp4": ("mov_text",), "mov": ("mov_text",), "webm": ("webvtt",)}
+OWN_TAGS = frozenset({"encoder", "duration", "major_brand", "minor_version", "compatible_brands",
+                      "creation_time", "number_of_frames", "number_of_bytes", "bps",
+                      "_statistics_writing_app", "_statistics_tags"})  # fmt: skip
+
+
+class CompanionReader(Protocol):
+    """What the file sink needs of the streams beside the picture."""
+
+    streams: list[Stream]
+    stop_s: float | None
+
+    @property
+    def metadata(self) -> dict[str, str]: ...
+
+    @property
+    def chapters(self) -> list[dict[str, Any]]: ...
+
+    def packets_until(self, time_s: float | None) -> Iterable[Packet]: ...
+
+
+def kept_tags(metadata: dict[str, str]) -> dict[str, str]:
+    """Drop the tags that describe the old file's making rather than its content."""
+    return {k: v for k, v in metadata.items() if k.split("-")[0].lower() not in OWN_TAGS}
+
+
+class Carrier:
+    """Adds one output stream per companion stream and moves packets across.
+
+    `notes` names what was converted or left out, one line each.
+    """
+
+    def __init__(
+        self, container: OutputContainer, companions: CompanionReader, *, audio: bool
+    ) -> None:
+        self._container = container
+        self._companions = companions
+        self._routes: dict[int, Callable[[Packet], None]] = {}
+        self._encoders: list[_Transcoder] = []
+        self._last_dts: dict[int, int] = {}
+        self.copied = 0
+        self.notes: list[str] = []
+        for stream in companions.streams:
+            if stream.type == "audio" and not audio:
+                continue
+            self._add(stream)
+
+    def _add(self, stream: Stream) -> None:
+        name = _name_of(stream)
+        adders = {
+            "audio": self._add_audio,
+            "subtitle": self._add_subtitle,
+            "attachment": self._add_attachment,
+            "data": self._add_data,
+        }
+        adder = adders.get(stream.type)
+        if adder is None or not adder(stream):
+            self.notes.append(f"{name} is left out: .{self._container.format.name} cannot hold it")
+
+    def _add_audio(self, stream: Stream) -> bool:
+        if stream.codec_context is None:
+            return False
+        if self._holds(stream.codec_context.codec.canonical_name):
+            return self._copy(stream)
+        encoder = AUDIO_FALLBACK.get(self._container.format.name)
+        if encoder is None:
+            return False
+        transcoder = _Transcoder(self._container, stream, encoder)
+        self._encoders.append(transcoder)
+        self._routes[stream.index] = transcoder.feed
+        self.notes.append(f"{_name_of(stream)} is converted to {encoder.removeprefix('lib')}")
+        return True
+
+    def _add_subtitle(self, stream: Stream) -> bool:
+        if stream.codec_context is None:
+            return False
+        name = stream.codec_context.codec.canonical_name
+        allowed = SUBTITLES.get(self._container.format.name)
+        if name in (allowed or (name,)) and self._holds(name):
+            return self._copy(stream)
+        return False
+
+    def _add_attachment(self, stream: Stream) -> bool:
+        if self._container.format.name != "matroska":
+            return False
+        tags = stream.metadata
+        self._container.add_attachment(
+            tags.get("filename", "attachment"),
+            tags.get("mimetype", "application/octet-stream"),
+            bytes(stream.data),  # type: ignore[attr-defined]
+        )
+        return True
+
+    def _add_data(self, stream: Stream) -> bool:
+        if "timecode" in stream.metadata:
+            return True  # the muxer writes the track anew from the picture's tag
+        if self._container.format.name not in ("mp4", "mov"):
+            return False
+        return self._copy(stream)
+
+    def _holds(self, codec: str) -> bool:
+        names = self._container.supported_codecs
+        return codec in names or {"subrip": "srt", "ass": "ssa"}.get(codec, codec) in names
+
+    def _copy(self, stream: Stream) -> bool:
+        try:
+            output = self._container.add_stream_from_template(stream)
+        except ValueError:
+            return False
+        output.metadata.update(kept_tags(stream.metadata))
+        output.disposition = stream.disposition
+
+        def forward(packet: Packet) -> None:
+            if self._in_order(packet):
+                packet.stream = output
+                self._container.mux(packet)
+
+        self._routes[stream.index] = forward
+        self.copied += 1
+        return True
+
+    def _in_order(self, packet: Packet) -> bool:
+        """Hold back what would make a muxer give up: a decode time that does not move on."""
+        assert packet.dts is not None
+        last = self._last_dts.get(packet.stream_index)
+        if last is not None and packet.dts <= last:
+            return False
+        self._last_dts[packet.stream_index] = packet.dts
+        return True
+
+    def carry(self, time_s: float | None) -> None:
+        """Move the packets that start up to `time_s`, or all the rest for None."""
+        for packet in self._companions.packets_until(time_s):
+            route = self._routes.get(packet.stream_index)
+            if route is not None:
+                route(packet)
+
+    def finish(self) -> None:
+        """Flush the converters."""
+        for transcoder in self._encoders:
+            transcoder.finish()
+
+
+class _Transcoder:
+    """Decode one sound stream and encode it anew for a container that cannot hold it."""
+
+    def __init__(self, container: OutputContainer, stream: Stream, encoder: str) -> None:
+        from av.audio.resampler import AudioResampler
+
+        self._container = container
+        self._decoder: av.AudioCodecContext = stream.codec_context  # type: ignore[assignment]
+        rate = self._decoder.sample_rate
+        if encoder == "libopus" and rate not in OPUS_RATES:
+            rate = 48000
+        layout = self._decoder.layout.name
+        self._output = cast(
+            "av.AudioStream", container.add_stream(encoder, rate=rate, layout=layout)
+        )
+        context = self._output.codec_context
+        sample_format = context.codec.audio_formats[0].name  # type: ignore[index]
+        context.format = sample_format
+        self._output.metadata.update(kept_tags(stream.metadata))
+        self._output.disposition = stream.disposition
+        self._resampler = AudioResampler(sample_format, layout, rate)
+
+    def feed(self, packet: Packet) -> None:
+        """Decode a packet and mux what the encoder gives back; damaged sound is skipped."""
+        import av
+
+        try:
+            frames = self._decoder.decode(packet)
+        except av.FFmpegError:
+            return
+        for frame in frames:
+            self._encode(frame)
+
+    def _encode(self, frame: av.AudioFrame | None) -> None:
+        for resampled in self._resampler.resample(frame):
+            self._container.mux(self._output.encode(resampled))
+
+    def finish(self) -> None:
+        """Flush decoder, resampler and encoder."""
+        import av
+
+        try:
+            for frame in self._decoder.decode(None):
+                self._encode(frame)
+        except av.error.EOFError:
+            pass  # nothing was ever decoded
+        self._encode(None)
+        self._container.mux(self._output.encode(None))
+
+
+def _name_of(stream: Stream) -> str:
+    codec = stream.codec_context.codec.canonical_name if stream.codec_context else "unknown format"
+    kind = {"audio": "sound", "subtitle": "subtitle"}.get(stream.type, stream.type)
+    return f"{kind} stream {stream.index} ({codec})"

@@ -1,0 +1,196 @@
+"""Encode pictures into a video file and mux the source's other streams beside them."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, cast
+
+from vidmatte.frames import VideoInfo
+from vidmatte.sinks._shared import Converter, output_error
+from vidmatte.sinks._streams import Carrier, CompanionReader, kept_tags
+from vidmatte.sinks.plan import OutputPlan
+
+if TYPE_CHECKING:
+    import av
+    from av.container import OutputContainer
+
+MAX_INTERLEAVE_US = 1_000_000  # what the muxer holds back for a stream that is silent
+SAFE_TIME_BASES = {"avi", "gif", "apng"}  # containers whose clock is the frame rate
+CODEC_FLAG_INTERLACED = (1 << 18) | (1 << 29)  # AV_CODEC_FLAG_INTERLACED_DCT and _ME
+
+
+class FileSink:
+    """A video file at an open descriptor (a part file, a FIFO or standard output).
+
+    Time stamps, colour tags, sample aspect ratio, orientation, HDR metadata, field order and
+    the container's metadata are the source's. Raises OutputError.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        name: str,
+        plan: OutputPlan,
+        info: VideoInfo,
+        *,
+        companions: CompanionReader | None = None,
+        audio: bool = True,
+        video_metadata: dict[str, str] | None = None,
+        threads: int = 0,
+    ) -> None:
+        self._name = name
+        self._plan, self._info = plan, info
+        self._companions = companions
+        self._closed = False
+        self._carrier: Carrier | None = None
+        self._last_pts: int | None = None
+        self._converter = Converter(plan.pix_fmt, info.colour, info.height)
+        try:
+            self._container = self._open(descriptor)
+            self._stream = self._add_video(threads, video_metadata or {})
+            if companions is not None:
+                self._carrier = Carrier(self._container, companions, audio=audio)
+                self._container.metadata.update(kept_tags(companions.metadata))
+                self._container.set_chapters(companions.chapters)  # type: ignore[arg-type]
+        except OSError as exc:
+            raise output_error(name, exc) from exc
+
+    @property
+    def notes(self) -> list[str]:
+        """What was converted or left out of the streams beside the picture."""
+        return [] if self._carrier is None else self._carrier.notes
+
+    @property
+    def copied(self) -> int:
+        """How many streams were copied as they are."""
+        return 0 if self._carrier is None else self._carrier.copied
+
+    def _open(self, descriptor: int) -> OutputContainer:
+        import av
+
+        options = {"max_interleave_delta": str(MAX_INTERLEAVE_US), "flush_packets": "1"}
+        if self._plan.container in ("mp4", "mov"):
+            options |= {"movflags": self._movflags(), "video_track_timescale": self._timescale()}
+        # The path re-opens our own descriptor: FFmpeg never resolves the user's name.
+        return av.open(
+            f"file:/dev/fd/{descriptor}", "w", format=self._plan.container, options=options
+        )
+
+    def _movflags(self) -> str:
+        tags = self._companions.metadata if self._companions else {}
+        apple = any(k.startswith("com.") for k in tags)
+        return "hybrid_fragmented" + ("+use_metadata_tags" if apple else "")
+
+    def _timescale(self) -> str:
+        base = self._time_base()
+        return str(base.denominator // base.numerator if base.denominator >= 1000 else
+                   base.denominator * 1000 // base.numerator)  # fmt: skip
+
+    def _time_base(self) -> Fraction:
+        if self._plan.container in SAFE_TIME_BASES:
+            return 1 / self._info.frame_rate
+        return self._info.time_base
+
+    def _add_video(self, threads: int, metadata: dict[str, str]) -> av.VideoStream:
+        info, plan = self._info, self._plan
+        options = dict(plan.options)
+        self._add_hdr(options)
+        self._add_fields(options)
+        stream = cast(
+            "av.VideoStream",
+            self._container.add_stream(plan.codec, rate=info.frame_rate, options=options),
+        )
+        context = stream.codec_context
+        turned = plan.turned and info.orientation.swaps_sides
+        context.width, context.height = info.upright_size if turned else (info.width, info.height)
+        context.pix_fmt = plan.pix_fmt
+        context.time_base = stream.time_base = self._time_base()
+        context.framerate = info.frame_rate
+        context.sample_aspect_ratio = stream.sample_aspect_ratio = (
+            1 / info.sample_aspect_ratio if turned else info.sample_aspect_ratio
+        )
+        context.gop_size = max(1, round(info.frame_rate))
+        context.thread_type = "FRAME" if plan.codec in ("libx264", "libx265") else "AUTO"
+        context.thread_count = threads
+        self._tag_colour(context)
+        if info.field_order != "progressive" and plan.codec in ("libx264", "mpeg4"):
+            context.flags |= CODEC_FLAG_INTERLACED
+        stream.metadata.update(kept_tags(metadata))
+        if info.display_matrix is not None and not plan.turned:
+            stream.set_display_matrix(list(info.display_matrix))
+        return stream
+
+    def _tag_colour(self, context: av.VideoCodecContext) -> None:
+        if self._plan.content == "matte":
+            context.color_range = 2
+            return
+        colour = self._converter.colour
+        context.colorspace, context.color_range = colour.matrix, colour.range
+        context.color_primaries, context.color_trc = colour.primaries, colour.transfer
+
+    def _add_hdr(self, options: dict[str, str]) -> None:
+        if self._plan.codec != "libx265":
+            return
+        extra = ["log-level=error"]
+        if self._info.mastering_display:
+            extra.append(f"master-display={self._info.mastering_display}")
+        if self._info.content_light:
+            extra.append(f"max-cll={self._info.content_light}")
+        if self._info.mastering_display or self._info.content_light:
+            extra += ["hdr10=1", "repeat-headers=1"]
+        given = options.get("x265-params")
+        options["x265-params"] = ":".join(([given] if given else []) + extra)
+
+    def _add_fields(self, options: dict[str, str]) -> None:
+        if self._info.field_order != "progressive" and self._plan.codec == "libx264":
+            options["x264-params"] = f"{self._info.field_order}=1"
+
+    def write(self, picture: av.VideoFrame) -> None:
+        """Encode a picture and mux it and the sound up to it."""
+        picture = self._converter.convert(picture)
+        picture.pict_type = 0  # the source's own I, P, B must not drive the encoder
+        self._place(picture)
+        try:
+            for packet in self._stream.encode(picture):
+                self._mux(packet)
+        except OSError as exc:
+            raise output_error(self._name, exc) from exc
+
+    def _place(self, picture: av.VideoFrame) -> None:
+        """Move the time stamp to the output's clock, keeping it after the one before."""
+        base = self._time_base()
+        assert picture.time_base is not None
+        if picture.time_base != base and picture.pts is not None:
+            picture.pts = round(picture.pts * picture.time_base / base)
+            picture.time_base = base
+        if self._last_pts is not None and picture.pts is not None and picture.pts <= self._last_pts:
+            picture.pts = self._last_pts + 1
+        self._last_pts = picture.pts
+
+    def _mux(self, packet: av.Packet[av.VideoStream]) -> None:
+        time_s = None if packet.dts is None else float(packet.dts * packet.time_base)
+        if self._carrier is not None and time_s is not None:
+            self._carrier.carry(time_s)
+        self._container.mux(packet)
+
+    def close(self) -> None:
+        """Flush the encoder, mux what sound is left, and write the index."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            for packet in self._stream.encode(None):
+                self._mux(packet)
+            if self._carrier is not None:
+                self._carrier.carry(None)
+                self._carrier.finish()
+        except (OSError, ValueError) as exc:
+            raise output_error(self._name, exc) from exc
+        finally:
+            self._close_container()
+
+    def _close_container(self) -> None:
+        try:
+            self._container.close()
+        except (OSError, ValueError) as exc:
+            raise output_error(self._name, exc) from exc
