@@ -1,0 +1,218 @@
+"""Run the command under test on one corpus entry, and watch what it does meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from corpus_rules import Entry
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEFAULT_COMMAND = (
+    f"{shlex.quote(sys.executable)} -m vidmatte run --backend null {{options}} {{input}} {{output}}"
+)
+TIME_LIMIT_S = 90
+BAIT_PORT = 8099  # the address that the corpus's hostile playlists name
+SDP_PORTS = (50004, 50005)  # those of its SDP file, RTP and RTCP
+NATIVE_SUFFIXES = {
+    ".mp4": ".mp4", ".m4v": ".mp4", ".3gp": ".mp4", "": ".mp4", ".mov": ".mov", ".webm": ".webm",
+    ".gif": ".gif", ".apng": ".apng", ".png": ".png", ".jpg": ".png",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one command did. `left` are the files in its output folder, relative to it."""
+
+    arguments: list[str]
+    exit_code: int
+    stdout: str
+    stderr: str
+    seconds: float
+    peak_mb: int
+    timed_out: bool
+    output: Path
+    left: list[str]
+    contacts: int
+    udp_ports: list[int]
+
+
+class BaitListener:
+    """Accepts connections on the port that hostile files name, and counts them.
+
+    Hold `alone` while running an entry that may connect, so that a contact has one culprit.
+    """
+
+    def __init__(self) -> None:
+        self.contacts = 0
+        self.alone = threading.Lock()
+        self._server = socket.create_server(("127.0.0.1", BAIT_PORT))
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+
+    def __enter__(self) -> BaitListener:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._thread.join(5)
+        self._server.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            self.contacts += 1
+            connection.close()
+
+
+def output_suffix(entry: Entry, target: str) -> str:
+    """Choose the container: the source's own family, or what the target mode asks for."""
+    if target == "lossless":
+        return ".mkv"
+    own = NATIVE_SUFFIXES.get(Path(entry.file).suffix.lower(), ".mkv")
+    return ".mp4" if target == "mp4" and own != ".png" else own
+
+
+def options_for(suffix: str, target: str) -> list[str]:
+    """Ask for what the suffix alone would not mean: an opaque picture, lossless pictures."""
+    if target == "lossless":
+        return ["--codec", "ffv1"]
+    return ["--background", "green"] if suffix in (".mov", ".webm") else []
+
+
+def run_entry(
+    entry: Entry, corpus: Path, scratch: Path, command: str, target: str, bait: BaitListener
+) -> Run:
+    """Run `command` on an entry in a fresh folder under a time limit.
+
+    `command` is a template with {options}, {input} and {output}. The output folder is
+    `scratch/out`; home, cache and temporary folders are inside `scratch`.
+    """
+    out = scratch / "out"
+    for folder in (out, scratch / "home", scratch / "tmp", scratch / "cwd"):
+        folder.mkdir(parents=True)
+    suffix = output_suffix(entry, target)
+    output = out / f"out{suffix}"
+    arguments = _arguments(command, _input(entry, corpus), str(output), suffix, target)
+    cwd = corpus if entry.via in ("argv", "cwd") else scratch / "cwd"
+    contacts = bait.contacts
+    ports: list[int] = []
+    stdin_file = corpus / entry.file if entry.via == "stdin" else None
+    started = time.monotonic()
+    exit_code, peak_mb, timed_out = _execute(arguments, cwd, scratch, stdin_file, ports)
+    return Run(
+        arguments=arguments,
+        exit_code=exit_code,
+        stdout=(scratch / "stdout").read_text("utf8", "backslashreplace"),
+        stderr=(scratch / "stderr").read_text("utf8", "backslashreplace"),
+        seconds=time.monotonic() - started,
+        peak_mb=peak_mb,
+        timed_out=timed_out,
+        output=output,
+        left=sorted(str(p.relative_to(out)) for p in out.rglob("*")),
+        contacts=bait.contacts - contacts,
+        udp_ports=ports,
+    )
+
+
+def _input(entry: Entry, corpus: Path) -> str:
+    if entry.via == "stdin":
+        return "-"
+    return entry.file if entry.via in ("argv", "cwd") else str(corpus / entry.file)
+
+
+def _arguments(command: str, source: str, output: str, suffix: str, target: str) -> list[str]:
+    arguments = []
+    for word in shlex.split(command):
+        if word == "{options}":
+            arguments += options_for(suffix, target)
+        elif word == "{input}" and source.startswith("-") and source != "-":
+            arguments += ["--", source]
+        else:
+            arguments.append({"{input}": source, "{output}": output}.get(word, word))
+    return arguments
+
+
+def _environment(scratch: Path) -> dict[str, str]:
+    own = {"HOME": "home", "TMPDIR": "tmp", "XDG_CACHE_HOME": "home/.cache"}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "VIDMATTE_"))}
+    python_path = os.pathsep.join(filter(None, [str(REPOSITORY), kept.get("PYTHONPATH")]))
+    return kept | {k: str(scratch / v) for k, v in own.items()} | {"PYTHONPATH": python_path}
+
+
+def _execute(
+    arguments: list[str], cwd: Path, scratch: Path, stdin_file: Path | None, ports: list[int]
+) -> tuple[int, int, bool]:
+    """Return exit code, peak memory in MB and whether the time limit ended it."""
+    feeder = None
+    with (scratch / "stdout").open("wb") as stdout, (scratch / "stderr").open("wb") as stderr:
+        if stdin_file is not None:  # through a pipe: a redirected file could be seeked in
+            feeder = subprocess.Popen(["cat", "--", str(stdin_file)], stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            arguments,
+            cwd=cwd,
+            env=_environment(scratch),
+            stdin=feeder.stdout if feeder else subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    if feeder and feeder.stdout:
+        feeder.stdout.close()
+    finished = threading.Event()
+    timed_out: list[bool] = []
+    watcher = threading.Thread(target=_watch, args=(process.pid, finished, ports, timed_out))
+    watcher.start()
+    _, status, usage = os.wait4(process.pid, 0)
+    finished.set()
+    watcher.join()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if feeder:
+        feeder.kill()
+        feeder.wait()
+    return process.returncode, usage.ru_maxrss // 1024, bool(timed_out)
+
+
+def _watch(pid: int, finished: threading.Event, ports: list[int], timed_out: list[bool]) -> None:
+    """Note UDP ports of the corpus's SDP file being opened; end what runs too long."""
+    limit = time.monotonic() + TIME_LIMIT_S
+    while not finished.wait(0.02):
+        ports += [port for port in _open_udp_ports() if port not in ports]
+        if time.monotonic() > limit:
+            timed_out.append(True)
+            os.killpg(pid, signal.SIGKILL)
+            return
+
+
+def _open_udp_ports() -> list[int]:
+    table = Path("/proc/net/udp")
+    lines = table.read_text("ascii").splitlines()[1:] if table.exists() else []
+    found = {int(line.split()[1].rpartition(":")[2], 16) for line in lines}
+    return sorted(found & set(SDP_PORTS))
+
+
+def scratch_folder(keep: Path | None, name: str) -> tempfile.TemporaryDirectory[str] | Path:
+    """Make the folder of one run: a temporary one, or one under `keep` that stays."""
+    if keep is None:
+        return tempfile.TemporaryDirectory(prefix="vidmatte-corpus-")
+    folder = keep / name
+    folder.mkdir(parents=True)
+    return folder
