@@ -138,7 +138,7 @@ def _manners(entry: Entry, run: Run) -> Iterator[str]:
 
 
 def _refusal(entry: Entry, run: Run) -> Iterator[str]:
-    if run.exit_code not in (1, 2):
+    if run.exit_code not in (1, 2) and run.exit_code >= 0:
         yield f"exit {run.exit_code} instead of 1 or 2"
     lines = run.stderr.splitlines()
     errors = [line for line in lines if line.startswith("error:")]

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
@@ -435,7 +436,8 @@ def _first_frame_turn(path: Path) -> Turn:
             frame = next(container.decode(video))
         except (StopIteration, av.FFmpegError):
             return UPRIGHT
-        side = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
+        side_data: Mapping[Any, Any] = frame.side_data
+        side = side_data.get(SideDataType.DISPLAYMATRIX)
         if side is None:
             return UPRIGHT
         matrix = np.frombuffer(memoryview(side), "<i4")
