@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from vidmatte.backends import Backend
     from vidmatte.frames import Samples
+    from vidmatte.models.table import Curve
 
     Probability = NDArray[np.float32]
 
@@ -31,7 +31,7 @@ LOOKAHEAD = 1  # frames that a file may look ahead
 class Matting:
     """The per-frame work on a CPU, from a source's frames to mattes of the same frames.
 
-    `curve` is the model's (lo, hi): alpha ≤ lo becomes 0 and ≥ hi becomes 1, the same for every
+    `curve` is the model's: alpha ≤ lo becomes 0 and ≥ hi becomes 1, the same for every
     frame of every video. `adjust` edits the finished alpha. Belongs to one thread.
     """
 
@@ -41,7 +41,7 @@ class Matting:
         layout: Layout,
         backend: Backend,
         *,
-        curve: tuple[float, float],
+        curve: Curve,
         temporal: bool = True,
         refinement: bool = True,
         lookahead: int = LOOKAHEAD,
@@ -51,7 +51,9 @@ class Matting:
         self._bits = layout.bits
         self._backend = backend
         self._curve = curve
-        self._refine = refine if refinement else upsample
+        self._refinement = refinement
+        self._colour_planes = 1 if layout.model == "gray" else 3
+        self._size = info.width, info.height
         self._preparer = Preparer(info, backend.input_size)
         self._temporal = TemporalFilter(lookahead=lookahead) if temporal else None
         self._adjust = adjust
@@ -65,9 +67,8 @@ class Matting:
         whatever is held back.
         """
         try:
-            while batch := list(islice(frames, self._backend.batch)):
+            for batch in _batches(frames, self._backend.batch):
                 yield from self._process_batch(batch)
-                batch.clear()
         except (CancelledError, GeneratorExit):
             raise
         except BaseException:
@@ -98,11 +99,32 @@ class Matting:
             yield Matte(frame, self._finish(frame, probability))
 
     def _finish(self, frame: Frame, probability: Probability) -> Samples:
-        luma = plane_views(frame.picture)[0]
-        lo, hi = self._curve
-        alpha = self._refine(
-            self._preparer.to_stored(probability), luma, bits=self._bits, lo=lo, hi=hi
-        )
+        small = self._preparer.to_stored(probability)
+        lo, hi = self._curve.lo, self._curve.hi
+        if self._refinement:
+            planes = plane_views(frame.picture)[: self._colour_planes]
+            alpha = refine(small, planes, bits=self._bits, lo=lo, hi=hi)
+        else:
+            alpha = upsample(small, *self._size, bits=self._bits, lo=lo, hi=hi)
         if self._adjust is not None:
             alpha = self._adjust(alpha)
         return own_alpha(frame.picture, alpha)
+
+
+def _batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
+    """Group frames; what was gathered before an error is yielded before the error."""
+    batch: list[Frame] = []
+    try:
+        for frame in frames:
+            batch.append(frame)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except CancelledError:
+        raise
+    except Exception:
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch

@@ -173,6 +173,7 @@ class Pipeline(Generic[A, B]):
         self._error: BaseException | None = None
         self._finish_error: BaseException | None = None
         self._running = 3
+        self._start = time.perf_counter()
         self._count = threading.Lock()
 
     @property
@@ -180,13 +181,18 @@ class Pipeline(Generic[A, B]):
         """Items consumed so far."""
         return self.stages[2].items
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since `run` began."""
+        return time.perf_counter() - self._start
+
     def run(self, stop: Stop, tick: Callable[[], None], *, tick_s: float = 0.25) -> Outcome:
         """Run to the end, an error or a stop; report a worker's error, never raise it.
 
         `tick` is called on this thread about every `tick_s` seconds. What `tick` raises (and a
         KeyboardInterrupt where no handler is installed) stops the workers and passes through.
         """
-        start = time.perf_counter()
+        self._start = time.perf_counter()
         threads = [self._launch(work, times.name, stop) for work, times in self._workers()]
         try:
             while not stop.wait(self._all_ended, tick_s) and not stop.requested:
@@ -200,7 +206,7 @@ class Pipeline(Generic[A, B]):
         error = self._error or self._finish_error
         return Outcome(
             self.stages,
-            elapsed_s=time.perf_counter() - start,
+            elapsed_s=self.elapsed_s,
             error=None if isinstance(error, CancelledError) else error,
             stopped=stopped,
             hanging=[t.name for t in threads if t.is_alive()],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vidmatte.errors import OutputError
-from vidmatte.frames import Colour, layout_of
+from vidmatte.frames import Colour, Orientation, VideoInfo, layout_of
 
 if TYPE_CHECKING:
     import av
+    from numpy.typing import NDArray
 
 # Where an opened output ends when its disk is full or its reader leaves.
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EIO, errno.EBADF)
@@ -82,3 +83,44 @@ class Converter:
 def _swscale_matrix(matrix: int) -> int:
     """Map an ISO/IEC 23091-2 matrix to swscale's SWS_CS_* number, which differs for BT.601."""
     return {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}.get(matrix, 5)
+
+
+class Turner:
+    """Make stored pictures upright, for targets that cannot hold an orientation."""
+
+    def __init__(self, info: VideoInfo) -> None:
+        self._orientation = info.orientation
+
+    def turn(self, picture: av.VideoFrame) -> av.VideoFrame:
+        """Return the upright picture in the same format, with the same time stamp and tags."""
+        import av
+        import numpy as np
+
+        if self._orientation == Orientation():
+            return picture
+        width, height = picture.width, picture.height
+        if self._orientation.swaps_sides:
+            width, height = height, width
+        turned = av.VideoFrame(width, height, picture.format.name)
+        for source, target in zip(_pixels(picture), _pixels(turned), strict=True):
+            upright = source[:, ::-1] if self._orientation.mirror else source
+            target[...] = np.rot90(upright, -(self._orientation.rotate_cw // 90))
+        turned.pts, turned.time_base = picture.pts, picture.time_base
+        turned.colorspace, turned.color_range = picture.colorspace, picture.color_range
+        turned.color_primaries, turned.color_trc = picture.color_primaries, picture.color_trc
+        return turned
+
+
+def _pixels(picture: av.VideoFrame) -> list[NDArray[Any]]:
+    """View each plane as (H, W) items of one pixel, whatever a pixel's bytes are."""
+    import numpy as np
+
+    layout = layout_of(picture.format.name)
+    views = []
+    for plane in picture.planes:
+        item = (picture.format.padded_bits_per_pixel // 8) if layout is None else (
+            1 if layout.bits <= 8 else 2)  # fmt: skip
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+        used = rows[:, : plane.width * item]
+        views.append(used.view(np.dtype((np.void, item))))
+    return views

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
 from vidmatte.frames import VideoInfo
-from vidmatte.sinks._shared import Converter, output_error
+from vidmatte.sinks._shared import Converter, Turner, output_error
 from vidmatte.sinks._streams import Carrier, CompanionReader, kept_tags
 from vidmatte.sinks.plan import OutputPlan
 
@@ -37,8 +37,11 @@ class FileSink:
         audio: bool = True,
         video_metadata: dict[str, str] | None = None,
         threads: int = 0,
+        streamed: bool = False,
     ) -> None:
         self._name = name
+        self._turner = Turner(info) if plan.turned else None
+        self._address = f"pipe:{descriptor}" if streamed else f"file:/dev/fd/{descriptor}"
         self._plan, self._info = plan, info
         self._companions = companions
         self._closed = False
@@ -46,7 +49,7 @@ class FileSink:
         self._last_pts: int | None = None
         self._converter = Converter(plan.pix_fmt, info.colour, info.height)
         try:
-            self._container = self._open(descriptor)
+            self._container = self._open()
             self._stream = self._add_video(threads, video_metadata or {})
             if companions is not None:
                 self._carrier = Carrier(self._container, companions, audio=audio)
@@ -65,21 +68,19 @@ class FileSink:
         """How many streams were copied as they are."""
         return 0 if self._carrier is None else self._carrier.copied
 
-    def _open(self, descriptor: int) -> OutputContainer:
+    def _open(self) -> OutputContainer:
         import av
 
         options = {"max_interleave_delta": str(MAX_INTERLEAVE_US), "flush_packets": "1"}
         if self._plan.container in ("mp4", "mov"):
             options |= {"movflags": self._movflags(), "video_track_timescale": self._timescale()}
-        # The path re-opens our own descriptor: FFmpeg never resolves the user's name.
-        return av.open(
-            f"file:/dev/fd/{descriptor}", "w", format=self._plan.container, options=options
-        )
+        # The address names our own descriptor: FFmpeg never resolves the user's name.
+        return av.open(self._address, "w", format=self._plan.container, options=options)
 
     def _movflags(self) -> str:
         tags = self._companions.metadata if self._companions else {}
         apple = any(k.startswith("com.") for k in tags)
-        return "hybrid_fragmented" + ("+use_metadata_tags" if apple else "")
+        return "hybrid_fragmented+delay_moov" + ("+use_metadata_tags" if apple else "")
 
     def _timescale(self) -> str:
         base = self._time_base()
@@ -148,6 +149,8 @@ class FileSink:
     def write(self, picture: av.VideoFrame) -> None:
         """Encode a picture and mux it and the sound up to it."""
         picture = self._converter.convert(picture)
+        if self._turner is not None:
+            picture = self._turner.turn(picture)
         picture.pict_type = 0  # the source's own I, P, B must not drive the encoder
         self._place(picture)
         try:

@@ -44,14 +44,14 @@ class FileSource:
         threads: int = 0,
         start_s: float | None = None,
         end_s: float | None = None,
-        max_pixels: int = _shared.MAX_PIXELS,
+        max_pixels: int | None = None,
         on_packet: Callable[[Packet], None] | None = None,
     ) -> None:
         self._path = str(path)
         self._name = _shared.describe_input(path)
         self._threads = threads
         self._start_s, self._end_s = start_s, end_s
-        self._max_pixels = max_pixels
+        self._max_pixels = max_pixels or _shared.MAX_PIXELS
         self._on_packet = on_packet
         self._descriptor = -1
         self._waiting: deque[av.VideoFrame] = deque()
@@ -90,9 +90,20 @@ class FileSource:
         return self._report.lines()
 
     @property
-    def timeline(self) -> _shared.Timeline:
-        """The correction applied to every packet's time stamps."""
-        return self._timeline
+    def mended(self) -> list[str]:
+        """One line per kind of time stamp that had to be changed."""
+        return self._report.mended()
+
+    @property
+    def has_companions(self) -> bool:
+        """Whether streams other than video, or tags, travel beside the picture."""
+        container = self.container
+        return bool(_shared.companions_of(container) or container.metadata or container.chapters())
+
+    @property
+    def video_metadata(self) -> dict[str, str]:
+        """The tags of the picture's stream."""
+        return dict(self._stream.metadata)
 
     def _open(self) -> None:
         self.container: InputContainer = _shared.open_container(self._descriptor, self._name)

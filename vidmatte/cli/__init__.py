@@ -1,0 +1,87 @@
+"""The command line: the only place that prints, configures logging and sets exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from vidmatte.errors import VidmatteError, printable
+
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+COMMANDS = {"run": "vidmatte.cli.run:run", "models": "vidmatte.cli.models:models"}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when it is used or its help is shown."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the commands' names."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vidmatte")
+def program() -> None:
+    """Remove the background from video and change nothing else about it.
+
+    Example: vidmatte run input.mp4 output.mp4 --background beach.jpg
+    """
+
+
+def main() -> NoReturn:
+    """Run the program; turn every failure into one line and an exit code."""
+    _escape_what_cannot_be_shown()
+    try:
+        code = program(standalone_mode=False)
+    except click.exceptions.Exit as exc:
+        code = exc.exit_code
+    except click.ClickException as exc:
+        code = _fail(exc.format_message(), None, EXIT_USAGE)
+    except click.Abort:
+        code = EXIT_INTERRUPTED
+    except VidmatteError as exc:
+        code = _fail(str(exc), exc.hint, exc.exit_code)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except MemoryError:
+        code = _fail("out of memory", "use a smaller --max-size or fewer outputs", EXIT_ERROR)
+    except BrokenPipeError:
+        code = EXIT_ERROR
+    _leave(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, hint: str | None, code: int) -> int:
+    lines = [f"error: {printable(' '.join(message.split()))}"]
+    if hint:
+        lines.append(f"hint: {printable(hint)}")
+    sys.stderr.write("\n".join(lines) + "\n")
+    return code
+
+
+def _escape_what_cannot_be_shown() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process now: daemon threads that hang in C code must not hold it."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        code = code or EXIT_ERROR  # the reader of our results has gone
+    os._exit(code)

@@ -1,0 +1,141 @@
+"""What a run tells on the terminal: progress, notes, warnings and the last line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from vidmatte.errors import printable
+
+if TYPE_CHECKING:
+    from vidmatte.pipeline import Stop
+    from vidmatte.runner import Progress, RunResult
+
+PLAIN_INTERVAL_S = 5.0  # between progress lines where there is no terminal
+
+
+def watch_signals(stop: Stop) -> None:
+    """Turn Ctrl-C and SIGTERM into a request to stop; a second one ends the process at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.requested:
+            os._exit(128 + number)
+        stop.request(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+
+
+class Console:
+    """Prints progress and results to stderr; with `as_json` the result to stdout."""
+
+    def __init__(self, *, quiet: bool, as_json: bool) -> None:
+        self._quiet, self._as_json = quiet, as_json
+        self._terminal = sys.stderr.isatty()
+        self._shown_at = time.monotonic()
+        self._wrote_progress = False
+
+    def progress(self, progress: Progress) -> None:
+        """Show how far the run is: in place on a terminal, else as a line now and then."""
+        if self._quiet or progress.frames == 0:
+            return
+        line = _progress_line(progress)
+        if self._terminal:
+            self._write(f"\r\x1b[K{line}")
+            self._wrote_progress = True
+        elif time.monotonic() - self._shown_at >= PLAIN_INTERVAL_S:
+            self._shown_at = time.monotonic()
+            self._write(f"{line}\n")
+
+    def show(self, result: RunResult, source: str) -> int:
+        """Print warnings, notes and the last line; return the exit code."""
+        if self._wrote_progress:
+            self._write("\r\x1b[K")
+        for warning in result.warnings:
+            self._write(f"warning: {printable(f'{source}: {warning}')}\n")
+        if not self._quiet:
+            for note in result.notes:
+                self._write(f"note: {printable(note)}\n")
+        for part in result.kept_parts:
+            self._write(f"stopped: what was finished is in {printable(part)}\n")
+        if self._as_json:
+            sys.stdout.write(json.dumps(as_document(result, source)) + "\n")
+        elif not self._quiet and result.stopped_by is None:
+            self._write(f"{printable(last_line(result))}\n")
+        return 0 if result.stopped_by is None else 128 + result.stopped_by
+
+    @staticmethod
+    def _write(text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def _progress_line(progress: Progress) -> str:
+    fps = progress.frames / progress.elapsed_s if progress.elapsed_s else 0.0
+    parts = [f"{progress.frames}{_of(progress)} frames", f"{fps:.1f} fps"]
+    if progress.frame_rate:
+        parts.append(f"{fps / float(progress.frame_rate):.2f}x real time")
+    left = _time_left_s(progress, fps)
+    if left is not None:
+        parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
+    return "  ".join(parts)
+
+
+def _of(progress: Progress) -> str:
+    count = expected_frames(progress)
+    return f" of {count}" if count and count >= progress.frames else ""
+
+
+def expected_frames(progress: Progress) -> int | None:
+    """Guess the total from the header's count or duration; None where neither is believable."""
+    if progress.frame_count:
+        return progress.frame_count
+    if progress.duration_s and progress.duration_s < 7 * 24 * 3600:
+        return round(progress.duration_s * float(progress.frame_rate))
+    return None
+
+
+def _time_left_s(progress: Progress, fps: float) -> float | None:
+    count = expected_frames(progress)
+    if not count or count < progress.frames or fps <= 0:
+        return None
+    return (count - progress.frames) / fps
+
+
+def last_line(result: RunResult) -> str:
+    """Sum a run up: frames, speed, time, what was copied, where the time went."""
+    names = ", ".join(result.outputs)
+    copied = f", {result.copied_streams} other streams copied" if result.copied_streams else ""
+    share = result.stage_share.get(result.bottleneck, 0.0)
+    return (
+        f"{names}: {result.frames} frames in {result.elapsed_s:.1f} s, {result.fps:.1f} fps"
+        f"{copied}; {result.model} with {result.device}; "
+        f"busiest: {result.bottleneck} ({share:.0%} of the time)"
+    )
+
+
+def as_document(result: RunResult, source: str) -> dict[str, object]:
+    """Return the result as a JSON document."""
+    return {
+        "input": printable(source),
+        "outputs": [printable(name) for name in result.outputs],
+        "kept_parts": [printable(name) for name in result.kept_parts],
+        "frames": result.frames,
+        "elapsed_s": round(result.elapsed_s, 3),
+        "fps": round(result.fps, 2),
+        "model": result.model,
+        "device": result.device,
+        "copied_streams": result.copied_streams,
+        "stage_share": {name: round(share, 3) for name, share in result.stage_share.items()},
+        "bottleneck": result.bottleneck,
+        "warnings": result.warnings,
+        "notes": result.notes,
+        "stopped_by": result.stopped_by,
+    }

@@ -1,0 +1,234 @@
+"""`vidmatte run`: one input, or a folder of them, without its background."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vidmatte.errors import UsageError
+
+if TYPE_CHECKING:
+    from vidmatte.backends import Precision
+    from vidmatte.frames import Samples
+    from vidmatte.runner import Cut, FileRun
+    from vidmatte.sinks.plan import Content
+
+TRANSPARENT = "transparent"
+TRANSPARENT_BY_NAME = frozenset(
+    {".mov", ".webm", ".apng", ".gif", ".png", ".webp", ".tif", ".tiff"}
+)
+
+_TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")
+_SIZE = re.compile(r"(\d+)x(\d+)")
+
+
+class TimeType(click.ParamType[float]):
+    """Seconds, or [HH:]MM:SS[.mmm]."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return seconds."""
+        match = _TIME.fullmatch(str(value))
+        if match is None:
+            self.fail(f"'{value}' is not a time like 12.5 or 01:02:03", param, ctx)
+        hours, minutes, seconds = match.groups()
+        return int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(seconds)
+
+
+class SizeType(click.ParamType[int]):
+    """WIDTHxHEIGHT as a number of pixels."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return width times height."""
+        match = _SIZE.fullmatch(str(value))
+        if match is None:
+            self.fail(f"'{value}' is not a size like 8192x4320", param, ctx)
+        return int(match[1]) * int(match[2])
+
+
+@click.command()
+@click.argument("source", metavar="INPUT")
+@click.argument("output", metavar="OUTPUT")
+@click.option(
+    "-b",
+    "--background",
+    default=None,
+    help="Colour, picture, video, blur[:STRENGTH], or transparent. "
+    "Default: green; transparent where the output's kind is made for it.",
+)
+@click.option(
+    "--fit",
+    type=click.Choice(["cover", "contain", "stretch"]),
+    default="cover",
+    show_default=True,
+    help="How a background picture or video fills the frame.",
+)
+@click.option("--alpha", "alpha_file", metavar="FILE", help="Also write the matte, losslessly.")
+@click.option(
+    "--foreground",
+    "foreground_file",
+    metavar="FILE",
+    help="Also write the foreground, transparent, old background colour removed.",
+)
+@click.option("--model", metavar="NAME", help="Model; see `vidmatte models`. Default: live.")
+@click.option(
+    "--weights", type=click.Path(path_type=Path), metavar="FILE", help="Your own weights file."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--backend", default="auto", show_default=True, help="auto, openvino, torch, null.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "f32", "f16", "bf16", "int8"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic of the network.",
+)
+@click.option("--codec", metavar="NAME", help="Video codec: h264, hevc, prores, qtrle, ffv1, vp9 …")
+@click.option("--crf", type=click.IntRange(0, 63), help="Quality; lower is better. Default: 18.")
+@click.option("--preset", metavar="NAME", help="Encoder preset. Default: veryfast.")
+@click.option("--start", type=TimeType(), metavar="TIME", help="Begin here, e.g. 00:12.")
+@click.option("--end", type=TimeType(), metavar="TIME", help="Stop before here.")
+@click.option("--frame", type=TimeType(), metavar="TIME", help="Only the picture at this time.")
+@click.option("--no-audio", is_flag=True, help="Leave the sound out.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option("--strict", is_flag=True, help="Make damage in the input an error.")
+@click.option(
+    "--max-size",
+    type=SizeType(),
+    metavar="WxH",
+    help="Refuse pictures with more pixels. Default: 8192x4320.",
+)
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Make the matte hard at this alpha.")
+@click.option("--grow", type=click.IntRange(-100, 100), help="Grow the subject by pixels.")
+@click.option("--feather", type=click.FloatRange(0, 100), help="Soften the edge by pixels.")
+@click.option("--largest-subject", is_flag=True, help="Keep only the largest connected subject.")
+@click.option("--no-temporal", is_flag=True, help="Matte every frame by itself.")
+@click.option("--no-refine", is_flag=True, help="Do not fit the matte to the picture's edges.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+def run(
+    source: str,
+    output: str,
+    *,
+    background: str | None,
+    fit: str,
+    alpha_file: str | None,
+    foreground_file: str | None,
+    model: str | None,
+    weights: Path | None,
+    device: str,
+    backend: str,
+    precision: Precision,
+    codec: str | None,
+    crf: int | None,
+    preset: str | None,
+    start: float | None,
+    end: float | None,
+    frame: float | None,
+    no_audio: bool,
+    overwrite: bool,
+    strict: bool,
+    max_size: int | None,
+    threshold: float | None,
+    grow: int | None,
+    feather: float | None,
+    largest_subject: bool,
+    no_temporal: bool,
+    no_refine: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Write INPUT to OUTPUT without its background.
+
+    INPUT is a video, a picture, a folder, pictures named like frame_%04d.png, or - for standard
+    input. OUTPUT's extension says what is written: .mp4 .mkv .mov .webm .gif .apng, .png and
+    .webp for pictures, frame_%04d.png for a sequence, - for standard output.
+
+    Example: vidmatte run input.mp4 output.mp4 --background beach.jpg
+    """
+    from vidmatte.cli.console import Console, watch_signals
+    from vidmatte.pipeline import Stop
+    from vidmatte.runner import EncodingChoice, FileRun, MattingChoice
+
+    stop = Stop()
+    watch_signals(stop)
+    console = Console(quiet=quiet or as_json, as_json=as_json)
+    cut = _cut(start, end, frame)
+    matting = MattingChoice(
+        model, weights, backend, device, precision,
+        temporal=not no_temporal,
+        refinement=not no_refine,
+        adjust=_adjustment(threshold, grow, feather, largest_subject=largest_subject),
+    )  # fmt: skip
+    encoding = EncodingChoice(codec, crf, preset, audio=not no_audio)
+
+    def start_run(source: str, outputs: dict[str, Content]) -> FileRun:
+        return FileRun(
+            source,
+            outputs,
+            background=background if background not in (None, TRANSPARENT) else "green",
+            fit=fit,
+            matting=matting,
+            encoding=encoding,
+            cut=cut,
+            max_pixels=max_size,
+            overwrite=overwrite,
+            strict=strict,
+        )
+
+    outputs: dict[str, Content] = {output: _content(output, background)}
+    if alpha_file is not None:
+        outputs[alpha_file] = "matte"
+    if foreground_file is not None:
+        outputs[foreground_file] = "transparent"
+    if len(outputs) < 1 + (alpha_file is not None) + (foreground_file is not None):
+        raise UsageError("two outputs have the same name")
+    job = start_run(source, outputs)
+    return console.show(job.run(stop, console.progress), source)
+
+
+def _cut(start: float | None, end: float | None, frame: float | None) -> Cut:
+    from vidmatte.runner import Cut
+
+    if frame is not None:
+        if start is not None or end is not None:
+            raise UsageError("--frame and --start/--end exclude each other")
+        return Cut(start_s=frame, frames=1)
+    if end is not None and end <= (start or 0.0):
+        raise UsageError("--end must be after --start")
+    return Cut(start_s=start, end_s=end)
+
+
+def _content(output: str, background: str | None) -> Content:
+    """Transparent where asked for, or by the name where no background is named."""
+    if background is not None:
+        return "transparent" if background == TRANSPARENT else "opaque"
+    return "transparent" if Path(output).suffix.lower() in TRANSPARENT_BY_NAME else "opaque"
+
+
+def _adjustment(
+    threshold: float | None, grow: int | None, feather: float | None, *, largest_subject: bool
+) -> Callable[[Samples], Samples] | None:
+    if threshold is None and not grow and not feather and not largest_subject:
+        return None
+    from vidmatte.compute.cpu.adjust import adjust
+
+    def edit(alpha: Samples) -> Samples:
+        return adjust(
+            alpha,
+            threshold=threshold,
+            grow_px=grow or 0,
+            feather_px=feather or 0.0,
+            largest=largest_subject,
+        )
+
+    return edit

@@ -1,0 +1,294 @@
+"""Resolve what the user named as an output, and keep the promise about whole files."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from vidmatte.errors import OutputError, UsageError
+from vidmatte.frames import VideoInfo
+from vidmatte.sinks import Sink
+from vidmatte.sinks._shared import os_reason
+from vidmatte.sinks.file import FileSink
+from vidmatte.sinks.gif import GifSink
+from vidmatte.sinks.images import PictureSink, SequenceSink
+from vidmatte.sinks.part import PartFile, check_target
+from vidmatte.sinks.plan import SEQUENCE, Content, OutputPlan, plan_output
+
+if TYPE_CHECKING:
+    from vidmatte.sinks._streams import CompanionReader
+
+STDOUT = "-"
+
+
+class Destination(Protocol):
+    """A named output from check to final name."""
+
+    name: str
+    kept_aside: Path | None
+
+    def open(
+        self,
+        plan: OutputPlan,
+        info: VideoInfo,
+        *,
+        companions: CompanionReader | None,
+        audio: bool,
+        video_metadata: dict[str, str],
+        threads: int,
+    ) -> Sink:
+        """Create the part and a sink that writes it."""
+
+    def commit(self) -> None:
+        """Give the closed part its final name."""
+
+    def abandon(self) -> Path | None:
+        """Keep the part if it plays and return it, else remove it and return None."""
+
+
+class FileDestination:
+    """A regular file, written as a part beside it."""
+
+    def __init__(self, target: Path, *, overwrite: bool) -> None:
+        check_target(target, overwrite=overwrite)
+        self.name = str(target)
+        self._target = target
+        self._part: PartFile | None = None
+        self._is_video = True
+        self.kept_aside: Path | None = None
+
+    def open(
+        self,
+        plan: OutputPlan,
+        info: VideoInfo,
+        *,
+        companions: CompanionReader | None,
+        audio: bool,
+        video_metadata: dict[str, str],
+        threads: int,
+    ) -> Sink:
+        """Create the part file and its sink."""
+        self._part = PartFile(self._target)
+        self.kept_aside = self._part.kept_aside
+        descriptor = self._part.descriptor
+        self._is_video = plan.kind != "picture"
+        if plan.kind == "picture":
+            return PictureSink(descriptor, self.name, plan, info)
+        if plan.kind == "gif":
+            return GifSink(descriptor, self.name, plan, info)
+        return FileSink(
+            descriptor,
+            self.name,
+            plan,
+            info,
+            companions=companions,
+            audio=audio,
+            video_metadata=video_metadata,
+            threads=threads,
+        )
+
+    def commit(self) -> None:
+        """Rename the part to the name the user gave."""
+        assert self._part is not None
+        self._part.commit()
+
+    def abandon(self) -> Path | None:
+        """Keep a part that plays."""
+        if self._part is None:
+            return None
+        if self._is_video and _plays(self._part.path):
+            self._part.close()
+            return self._part.path
+        self._part.discard()
+        return None
+
+
+class StreamDestination:
+    """Standard output, a FIFO or a device: written directly, in a streamable container."""
+
+    def __init__(self, name: str) -> None:
+        self.name = "standard output" if name == STDOUT else name
+        self._path = None if name == STDOUT else name
+        self.kept_aside: Path | None = None
+
+    def open(
+        self,
+        plan: OutputPlan,
+        info: VideoInfo,
+        *,
+        companions: CompanionReader | None,
+        audio: bool,
+        video_metadata: dict[str, str],
+        threads: int,
+    ) -> Sink:
+        """Open the stream and a sink that never seeks."""
+        return FileSink(
+            self._descriptor(),
+            self.name,
+            plan,
+            info,
+            companions=companions,
+            audio=audio,
+            video_metadata=video_metadata,
+            threads=threads,
+            streamed=True,
+        )
+
+    def _descriptor(self) -> int:
+        if self._path is None:
+            return os.dup(sys.stdout.fileno())
+        try:
+            descriptor = _open_with_reader(self._path)
+            os.set_blocking(descriptor, True)
+        except OSError as exc:
+            raise OutputError(f"{self.name}: {os_reason(exc)}") from exc
+        return descriptor
+
+    def commit(self) -> None:
+        """Nothing to rename."""
+
+    def abandon(self) -> Path | None:
+        """Nothing to keep or remove."""
+        return None
+
+
+def _open_with_reader(path: str) -> int:
+    """Open a FIFO once somebody reads it; a plain open would block where no signal reaches."""
+    while True:
+        try:
+            return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as exc:
+            if not (exc.errno == 6 and stat.S_ISFIFO(os.stat(path).st_mode)):  # ENXIO: no reader
+                raise
+            time.sleep(0.05)
+
+
+class SequenceDestination:
+    """Numbered pictures in a folder, written as a part folder beside them."""
+
+    def __init__(self, pattern: Path, *, overwrite: bool) -> None:
+        first = pattern.with_name(pattern.name % 1)
+        check_target(first, overwrite=overwrite)
+        self.name = str(pattern)
+        self._pattern = pattern
+        self._sink: SequenceSink | None = None
+        self.kept_aside: Path | None = None
+
+    def open(
+        self,
+        plan: OutputPlan,
+        info: VideoInfo,
+        *,
+        companions: CompanionReader | None,
+        audio: bool,
+        video_metadata: dict[str, str],
+        threads: int,
+    ) -> Sink:
+        """Create the part folder and its sink."""
+        self._sink = SequenceSink(self._pattern, plan, info)
+        self.kept_aside = self._sink.kept_aside
+        return self._sink
+
+    def commit(self) -> None:
+        """Move the pictures to their names."""
+        assert self._sink is not None
+        self._sink.commit()
+
+    def abandon(self) -> Path | None:
+        """Keep the pictures there are."""
+        if self._sink is None:
+            return None
+        if any(self._sink.path.iterdir()):
+            return self._sink.path
+        self._sink.discard()
+        return None
+
+
+def destination_of(name: str, *, overwrite: bool) -> Destination:
+    """Choose the kind of destination by its name; raise what can be known to fail."""
+    if name == STDOUT:
+        if sys.stdout is None or sys.stdout.isatty():
+            raise UsageError("video is not written to a terminal", hint="pipe or redirect it")
+        return StreamDestination(name)
+    path = Path(name)
+    if is_sequence(path):
+        return SequenceDestination(path, overwrite=overwrite)
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        mode = 0
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        return StreamDestination(name)
+    return FileDestination(path, overwrite=overwrite)
+
+
+def is_sequence(path: Path) -> bool:
+    """Whether the name is a pattern of numbered pictures (`frame_%04d.png`)."""
+    return len(SEQUENCE.findall(path.name)) == 1 and path.name.count("%") == 1
+
+
+def plan_for(
+    name: str,
+    info: VideoInfo,
+    content: Content,
+    *,
+    codec: str | None,
+    crf: int | None,
+    preset: str | None,
+) -> OutputPlan:
+    """Plan the output `name`; streams without an extension become Matroska."""
+    path = Path(name)
+    suffix = path.suffix
+    if name == STDOUT or (not suffix and path.exists() and not path.is_file()):
+        suffix = ".mkv"
+    sequence = is_sequence(path)
+    plan = plan_output(
+        info, suffix, content, is_sequence=sequence, codec=codec, crf=crf, preset=preset
+    )
+    if plan.kind == "picture" and not info.is_still:
+        raise UsageError(
+            f"{name}: one picture cannot hold a video",
+            hint=f"use {path.stem}_%04d{suffix} for a sequence, or --frame TIME for one picture",
+        )
+    return plan
+
+
+def _plays(path: Path) -> bool:
+    """Whether at least one picture can be decoded from a part."""
+    import av
+
+    try:
+        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+            return next(container.decode(video=0), None) is not None
+    except (av.FFmpegError, OSError, IndexError, StopIteration):
+        return False
+
+
+def refuse_same_file(outputs: list[str], inputs: list[str]) -> None:
+    """Raise UsageError where an output is an input, a background, or another output."""
+    seen: dict[object, str] = {}
+    for name in inputs:
+        if (key := _identity(name)) is not None:
+            seen[key] = name
+    for name in outputs:
+        key = _identity(name)
+        if key is not None and key in seen:
+            other = seen[key]
+            raise UsageError(f"{name}: is also {other}", hint="choose another output name")
+        if key is not None:
+            seen[key] = name
+
+
+def _identity(name: str) -> object:
+    """What makes two names the same file: device and inode, or the resolved path."""
+    if name == STDOUT:
+        return STDOUT
+    try:
+        status = os.stat(name)
+        return status.st_dev, status.st_ino
+    except (OSError, ValueError):
+        return os.path.realpath(name)

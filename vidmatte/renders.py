@@ -1,0 +1,110 @@
+"""Turn a matte into the picture that an output holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vidmatte.compute.cpu.composite import (
+    Compositor,
+    alpha_layout,
+    matte_picture,
+    pack_alpha,
+    plane_alphas,
+)
+from vidmatte.compute.cpu.foreground import estimate_plane
+from vidmatte.frames import Layout, Matte, VideoInfo, layout_of, plane_views
+from vidmatte.sinks.plan import OutputPlan, working_format
+
+if TYPE_CHECKING:
+    import av
+
+    from vidmatte.backdrop import Backdrop
+    from vidmatte.frames import Samples
+
+    Render = Callable[[Matte], av.VideoFrame]
+
+
+def build_renders(
+    info: VideoInfo, plans: list[OutputPlan], backdrop: Backdrop
+) -> tuple[Layout, list[Render]]:
+    """Choose the run's working layout and build one render per output plan.
+
+    One foreground estimate serves all outputs that need it.
+    """
+    layout = working_layout(info, needs_alpha=any(p.content != "opaque" for p in plans))
+    foreground = ForegroundCache(layout, interlaced=info.field_order != "progressive")
+    renders: list[Render] = []
+    for plan in plans:
+        if plan.content == "matte":
+            renders.append(matte_picture)
+        elif plan.content == "opaque":
+            renders.append(_opaque(info, layout, backdrop))
+        else:
+            renders.append(_transparent(layout, foreground))
+    return layout, renders
+
+
+def working_layout(info: VideoInfo, *, needs_alpha: bool) -> Layout:
+    """Return the planar layout of a run: the source's own, or one that can carry alpha."""
+    layout = layout_of(working_format(info.pix_fmt))
+    assert layout is not None
+    if needs_alpha and alpha_layout(layout) is None:
+        bits = "" if layout.bits == 8 else "16le" if layout.bits > 12 else f"{layout.bits}le"
+        widened = layout_of(f"yuv444p{bits}")
+        assert widened is not None
+        return widened
+    return layout
+
+
+def _opaque(info: VideoInfo, layout: Layout, backdrop: Backdrop) -> Render:
+    if layout.model == "gray":  # a coloured background needs chroma
+        name = "yuv420p" if layout.bits == 8 else f"yuv420p{layout.bits}le"
+        layout = replace(layout, pix_fmt=name, model="yuv", shift_x=1, shift_y=1)
+    compositor = Compositor(
+        layout,
+        info.width,
+        info.height,
+        background=backdrop.build(info, layout),
+        interlaced=info.field_order != "progressive",
+    )
+    return compositor.composite
+
+
+def _transparent(layout: Layout, foreground: ForegroundCache) -> Render:
+    target = alpha_layout(layout)
+    assert target is not None
+
+    def render(matte: Matte) -> av.VideoFrame:
+        return pack_alpha(matte, target, foreground=foreground.planes(matte, target))
+
+    return render
+
+
+class ForegroundCache:
+    """Estimates the foreground colour of a matte once, whichever outputs ask for it."""
+
+    def __init__(self, layout: Layout, *, interlaced: bool) -> None:
+        self._layout = layout
+        self._interlaced = interlaced
+        self._index = -1
+        self._planes: list[Samples] = []
+
+    def planes(self, matte: Matte, target: Layout) -> list[Samples]:
+        """Return the colour planes of `matte` with the old background's colour removed."""
+        if matte.frame.index != self._index:
+            self._planes = self._estimate(matte, target)
+            self._index = matte.frame.index
+        return self._planes
+
+    def _estimate(self, matte: Matte, target: Layout) -> list[Samples]:
+        alphas = plane_alphas(matte.alpha, target, interlaced=self._interlaced)
+        planes = plane_views(matte.frame.picture)[:3]
+        estimated = [estimate_plane(p, a) for p, a in zip(planes, alphas, strict=False)]
+        if len(planes) == 1:  # gray: neutral chroma
+            neutral = np.full_like(estimated[0], 1 << (self._layout.bits - 1))
+            estimated += [neutral, neutral]
+        return estimated

@@ -1,0 +1,402 @@
+"""Assemble a run over one file: source, matting, renders and sinks, from check to final name."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vidmatte.backdrop import Backdrop
+from vidmatte.errors import CancelledError, InputError
+from vidmatte.frames import Frame, Layout, Matte
+from vidmatte.outputs import Destination, destination_of, plan_for, refuse_same_file
+from vidmatte.pipeline import Outcome, Pipeline, Stop, supervise
+from vidmatte.sinks.plan import Content, OutputPlan
+from vidmatte.sources.companions import Companions, SideChannel
+from vidmatte.sources.file import FileSource
+from vidmatte.threads import thread_budget, usable_cores
+
+if TYPE_CHECKING:
+    import av
+
+    from vidmatte.backends import Backend, Precision
+    from vidmatte.frames import Samples
+    from vidmatte.matting import Matting
+    from vidmatte.models.table import Curve
+    from vidmatte.sinks import Sink
+
+    Render = Callable[[Matte], av.VideoFrame]
+
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class MattingChoice:
+    """Which network makes the mattes, where, and what is done to them afterwards."""
+
+    model: str | None = None
+    weights: Path | None = None
+    backend: str = "auto"
+    device: str = "auto"
+    precision: Precision = "auto"
+    temporal: bool = True
+    refinement: bool = True
+    adjust: Callable[[Samples], Samples] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingChoice:
+    """How the outputs are encoded; None means the default of the output's kind."""
+
+    codec: str | None = None
+    crf: int | None = None
+    preset: str | None = None
+    audio: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which part of the input is used, in seconds of its own time, and how many frames."""
+
+    start_s: float | None = None
+    end_s: float | None = None
+    frames: int | None = None
+
+    @property
+    def length_s(self) -> float | None:
+        """How much of the input's time is used, or None for all."""
+        return None if self.end_s is None else self.end_s - (self.start_s or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is; `frame_count` and `duration_s` are hints or None."""
+
+    frames: int
+    elapsed_s: float
+    frame_count: int | None
+    duration_s: float | None
+    frame_rate: Fraction
+
+
+@dataclass(slots=True)
+class RunResult:
+    """What a run did. `warnings` tell of losses, `notes` of choices and changes."""
+
+    frames: int = 0
+    elapsed_s: float = 0.0
+    media_s: float = 0.0
+    device: str = ""
+    model: str = ""
+    outputs: list[str] = field(default_factory=list)
+    kept_parts: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    copied_streams: int = 0
+    stage_share: dict[str, float] = field(default_factory=dict)
+    stopped_by: int | None = None
+    hanging: list[str] = field(default_factory=list)
+
+    @property
+    def fps(self) -> float:
+        """Frames per second over the whole run."""
+        return self.frames / self.elapsed_s if self.elapsed_s else 0.0
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that was busy for the largest share of the time."""
+        return max(self.stage_share, key=lambda name: self.stage_share[name], default="")
+
+
+@dataclass(slots=True)
+class _Output:
+    """One output on its way: where it goes, what it is made of, and its open sink."""
+
+    name: str
+    destination: Destination
+    plan: OutputPlan
+    sink: Sink
+
+
+class FileRun:
+    """One input, one pass, one or more outputs.
+
+    `outputs` maps names to what they hold. Building it checks names and options and loads
+    nothing heavy; `run` does the work. Both raise VidmatteError subclasses.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        outputs: dict[str, Content],
+        *,
+        background: str = "green",
+        fit: str = "cover",
+        matting: MattingChoice | None = None,
+        encoding: EncodingChoice | None = None,
+        cut: Cut | None = None,
+        max_pixels: int | None = None,
+        overwrite: bool = False,
+        strict: bool = False,
+    ) -> None:
+        self._source_name = source
+        self._contents = outputs
+        self._matting_choice = matting or MattingChoice()
+        self._encoding = encoding or EncodingChoice()
+        self._cut = cut or Cut()
+        self._strict = strict
+        self._backdrop = Backdrop(background, fit)
+        refuse_same_file(list(outputs), [source, *self._backdrop.files])
+        self._destinations = {n: destination_of(n, overwrite=overwrite) for n in outputs}
+        self._budget = thread_budget(usable_cores())
+        self._side = SideChannel() if source == STDIN else None
+        self._companions: Companions | SideChannel | None = self._side
+        self._source = FileSource(
+            source,
+            threads=self._budget.decoder,
+            start_s=self._cut.start_s,
+            end_s=self._cut.end_s,
+            max_pixels=max_pixels,
+            on_packet=self._side.put if self._side else None,
+        )
+        self._outputs: list[_Output] = []
+        self._matting: Matting | None = None
+        self._last_s = 0.0
+        self.result = RunResult()
+
+    def run(self, stop: Stop, on_progress: Callable[[Progress], None] | None = None) -> RunResult:
+        """Do it and return what was done; raise what went wrong after tidying up.
+
+        When asked to stop, parts that play are kept and named in the result.
+        """
+        resources = contextlib.ExitStack()
+        try:
+            supervise(lambda: self._open(resources), stop)
+        except CancelledError:
+            self.result.stopped_by = stop.reason
+            self._abandon()
+            return self.result
+        except BaseException:
+            self._abandon()
+            resources.close()
+            raise
+        outcome = self._pump(stop, on_progress)
+        self.result.hanging = outcome.hanging
+        if not outcome.hanging:  # a hanging worker still uses them
+            resources.close()
+        self._settle(outcome, stop)
+        return self.result
+
+    def _open(self, resources: contextlib.ExitStack) -> None:
+        """Open source, background and sinks; on a worker thread, since opening may block."""
+        self._source = resources.enter_context(self._source)
+        self._backdrop.check()
+        self._info = self._source.info
+        if self._cut.frames == 1:
+            self._info = replace(self._info, is_still=True)
+        plans = {
+            name: plan_for(
+                name,
+                self._info,
+                content,
+                codec=self._encoding.codec if content != "matte" else None,
+                crf=self._encoding.crf if content != "matte" else None,
+                preset=self._encoding.preset if content != "matte" else None,
+            )
+            for name, content in self._contents.items()
+        }
+        self._open_companions(resources, plans)
+        for name, plan in plans.items():
+            self._outputs.append(self._open_output(name, plan, main=not self._outputs))
+
+    def _open_companions(
+        self, resources: contextlib.ExitStack, plans: dict[str, OutputPlan]
+    ) -> None:
+        if self._side is not None:
+            self._side.describe(self._source.container)
+            self._side.stop_s = self._cut.length_s
+        elif any(p.kind == "video" for p in plans.values()) and self._source.has_companions:
+            self._companions = resources.enter_context(
+                Companions(self._source_name, start_s=self._cut.start_s, end_s=self._cut.end_s)
+            )
+
+    def _open_output(self, name: str, plan: OutputPlan, *, main: bool) -> _Output:
+        destination = self._destinations[name]
+        sink = destination.open(
+            plan,
+            self._info,
+            companions=self._companions if main else None,
+            audio=self._encoding.audio,
+            video_metadata=self._source.video_metadata,
+            threads=self._budget.encoder,
+        )
+        if destination.kept_aside is not None:
+            self.result.notes.append(
+                f"{name}: an earlier unfinished part is kept as {destination.kept_aside.name}"
+            )
+        return _Output(name, destination, plan, sink)
+
+    def _pump(self, stop: Stop, on_progress: Callable[[Progress], None] | None) -> Outcome:
+        pipeline = Pipeline(
+            self._frames(),
+            self._transform,
+            self._write,
+            self._close_sinks,
+            size_in=lambda frame: _picture_bytes(frame.picture),
+            size_out=lambda pictures: sum(map(_picture_bytes, pictures)),
+        )
+        self._stop = stop
+
+        def tick() -> None:
+            if on_progress is not None:
+                info = self._info
+                on_progress(
+                    Progress(
+                        pipeline.done,
+                        pipeline.elapsed_s,
+                        info.frame_count,
+                        info.duration_s,
+                        info.frame_rate,
+                    )
+                )
+
+        return pipeline.run(stop, tick)
+
+    def _frames(self) -> Iterator[Frame]:
+        for frame in self._source:
+            yield frame
+            if self._cut.frames is not None and frame.index + 1 >= self._cut.frames:
+                return
+
+    def _transform(self, frames: Iterator[Frame]) -> Iterator[list[av.VideoFrame]]:
+        """Frames to one picture per output, on the compute thread, where the model is loaded."""
+        from vidmatte.renders import build_renders
+
+        backend, curve = self._open_backend()
+        try:
+            layout, renders = build_renders(
+                self._info, [o.plan for o in self._outputs], self._backdrop
+            )
+            self._matting = self._build_matting(layout, backend, curve)
+            for matte in self._matting.process(frames):
+                pictures = [render(matte) for render in renders]
+                for picture in pictures:
+                    picture.pts, picture.time_base = matte.frame.pts, matte.frame.time_base
+                self._last_s = matte.frame.time_s
+                yield pictures
+        finally:
+            backend.close()
+
+    def _open_backend(self) -> tuple[Backend, Curve]:
+        from vidmatte.backends import choose_device, open_backend
+        from vidmatte.models.registry import resolve_model
+        from vidmatte.models.table import network_size
+
+        choice = self._matting_choice
+        device = choose_device(choice.device, choice.backend.partition(":")[0])
+        model = resolve_model(choice.model, weights=choice.weights, device=device)
+        width, height = network_size(*self._info.upright_size, model.row)
+        backend = open_backend(
+            model,
+            size=(height, width),
+            backend=choice.backend,
+            device=choice.device,
+            precision=choice.precision,
+            threads=self._budget.network,
+        )
+        self.result.device = backend.description
+        self.result.model = model.name
+        if model.origin == "file":
+            self.result.notes.append(f"weights {model.path}: SHA-256 {model.sha256}")
+        elif model.reason and device.startswith("cuda"):
+            self.result.notes.append(model.reason)
+        return backend, model.row.curve
+
+    def _build_matting(self, layout: Layout, backend: Backend, curve: Curve) -> Matting:
+        from vidmatte.compute.cpu._shared import load_cv2
+        from vidmatte.matting import Matting
+
+        load_cv2().setNumThreads(self._budget.opencv)
+        choice = self._matting_choice
+        return Matting(
+            self._info,
+            layout,
+            backend,
+            curve=curve,
+            temporal=choice.temporal and not self._info.is_still,
+            refinement=choice.refinement,
+            adjust=choice.adjust,
+        )
+
+    def _write(self, pictures: list[av.VideoFrame]) -> None:
+        for output, picture in zip(self._outputs, pictures, strict=True):
+            output.sink.write(picture)
+
+    def _close_sinks(self) -> None:
+        """Close every sink, even after one fails; raise the first error."""
+        if self._stop.requested and self._companions is not None:
+            self._companions.stop_s = self._last_s
+        errors = []
+        for output in self._outputs:
+            try:
+                output.sink.close()
+            except Exception as exc:  # noqa: BLE001 - the first is raised when all are closed
+                errors.append(exc)
+        if errors:
+            raise errors[0]
+
+    def _settle(self, outcome: Outcome, stop: Stop) -> None:
+        """Rename, keep or remove the outputs, and fill in the result."""
+        result = self.result
+        result.frames = outcome.stages[2].items
+        result.elapsed_s = outcome.elapsed_s
+        result.media_s = self._last_s
+        result.stage_share = {s.name: s.busy_s / outcome.elapsed_s for s in outcome.stages}
+        self._report()
+        error = outcome.error
+        if error is None and self._strict and not outcome.stopped and self._source.damage:
+            error = InputError(f"{self._source_name}: {self._source.damage[0]} (--strict)")
+        if error is None and not outcome.stopped:
+            self._commit()
+            return
+        self._abandon()
+        if error is not None:
+            raise error
+        result.stopped_by = stop.reason
+
+    def _report(self) -> None:
+        """Collect notes and warnings of every part."""
+        result, source = self.result, self._source
+        result.warnings += source.damage
+        result.notes += source.notes + source.mended
+        for output in self._outputs:
+            result.notes += output.plan.notes
+            result.notes += getattr(output.sink, "notes", [])
+            result.copied_streams += getattr(output.sink, "copied", 0)
+        if self._matting is not None and self._matting.conformer.resized:
+            conformer = self._matting.conformer
+            result.warnings.append(
+                f"the picture size changes in the middle: {conformer.resized} pictures from "
+                f"{conformer.resized_at_s:.2f} s are scaled to {self._info.width}x"
+                f"{self._info.height}"
+            )
+        if self._side is not None and self._side.dropped:
+            result.warnings.append(f"{self._side.dropped} packets of sound could not wait; dropped")
+
+    def _commit(self) -> None:
+        for output in self._outputs:
+            output.destination.commit()
+            self.result.outputs.append(output.destination.name)
+
+    def _abandon(self) -> None:
+        for destination in self._destinations.values():
+            kept = destination.abandon()
+            if kept is not None:
+                self.result.kept_parts.append(str(kept))
+
+
+def _picture_bytes(picture: av.VideoFrame) -> int:
+    return sum(plane.buffer_size for plane in picture.planes)

@@ -1,0 +1,134 @@
+"""Write pictures as files: one picture, or a sequence in a folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vidmatte.errors import OutputError
+from vidmatte.frames import VideoInfo
+from vidmatte.sinks._shared import Converter, Turner, os_reason, output_error
+from vidmatte.sinks.plan import OutputPlan
+
+if TYPE_CHECKING:
+    import av
+
+
+class PictureEncoder:
+    """Turns pictures into the bytes of picture files, one encoder for all of one size."""
+
+    def __init__(self, plan: OutputPlan, info: VideoInfo) -> None:
+        self._plan, self._info = plan, info
+        self._turner = Turner(info) if plan.turned else None
+        self._converter = Converter(plan.pix_fmt, info.colour, info.height)
+
+    def encode(self, picture: av.VideoFrame) -> bytes:
+        """Return the file's bytes."""
+        import av
+
+        picture = self._converter.convert(picture)
+        if self._turner is not None:
+            picture = self._turner.turn(picture)
+        context = av.CodecContext.create(self._plan.codec, "w")
+        assert isinstance(context, av.VideoCodecContext)
+        context.width, context.height = picture.width, picture.height
+        context.pix_fmt = self._plan.pix_fmt
+        context.time_base = picture.time_base or self._info.time_base
+        context.color_range = 2 if self._plan.codec == "mjpeg" else picture.color_range
+        context.options = dict(self._plan.options)
+        if self._plan.codec == "mjpeg":
+            context.options = {"qmin": "2", "qmax": "2"}
+        packets = context.encode(picture) + context.encode(None)
+        return b"".join(bytes(p) for p in packets)
+
+
+class PictureSink:
+    """One picture file at an open descriptor; a second picture is an error of the caller."""
+
+    def __init__(self, descriptor: int, name: str, plan: OutputPlan, info: VideoInfo) -> None:
+        self._descriptor, self._name = descriptor, name
+        self._encoder = PictureEncoder(plan, info)
+
+    def write(self, picture: av.VideoFrame) -> None:
+        """Encode and write the picture."""
+        try:
+            data = memoryview(self._encoder.encode(picture))
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError as exc:
+            raise output_error(self._name, exc) from exc
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+class SequenceSink:
+    """Numbered pictures, from `start` up, in a part folder that is renamed or merged at the end.
+
+    `pattern` is a file name with one %d or %0Nd. The pictures are written into
+    `NAME.part/` beside the target folder's files and moved there by `commit`.
+    """
+
+    def __init__(self, pattern: Path, plan: OutputPlan, info: VideoInfo, *, start: int = 1) -> None:
+        self._pattern = pattern
+        self._folder = part_folder(pattern)
+        self._encoder = PictureEncoder(plan, info)
+        self._number = start
+        self._files: list[str] = []
+        try:
+            self._folder.mkdir()
+        except FileExistsError:
+            self.kept_aside = _move_aside(self._folder)
+            self._folder.mkdir()
+        except OSError as exc:
+            raise OutputError(f"{pattern}: cannot be written: {os_reason(exc)}") from exc
+
+    kept_aside: Path | None = None
+
+    def write(self, picture: av.VideoFrame) -> None:
+        """Encode the next picture into its own file."""
+        name = self._pattern.name % self._number
+        try:
+            (self._folder / name).write_bytes(self._encoder.encode(picture))
+        except OSError as exc:
+            raise output_error(str(self._pattern), exc) from exc
+        self._files.append(name)
+        self._number += 1
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+    def commit(self) -> None:
+        """Move the pictures to their final names and remove the part folder."""
+        try:
+            for name in self._files:
+                os.replace(self._folder / name, self._pattern.with_name(name))
+            self._folder.rmdir()
+        except OSError as exc:
+            raise OutputError(f"{self._pattern}: {os_reason(exc)}") from exc
+
+    def discard(self) -> None:
+        """Remove the part folder."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def path(self) -> Path:
+        """The part folder."""
+        return self._folder
+
+
+def part_folder(pattern: Path) -> Path:
+    """Return `NAME.part` for the pattern `NAME_%04d.png`."""
+    stem = pattern.stem.split("%")[0].rstrip("_-. ") or "pictures"
+    return pattern.with_name(f"{stem}.part")
+
+
+def _move_aside(folder: Path) -> Path:
+    for number in range(1, 1000):
+        aside = folder.with_name(f"{folder.stem}.stale{number}")
+        if not aside.exists():
+            folder.rename(aside)
+            return aside
+    raise OutputError(f"{folder}: too many stale parts", hint="remove them")

@@ -1,0 +1,33 @@
+"""Divide the cores of this process between decoder, network, OpenCV and encoder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadBudget:
+    """Threads per part. They overlap: the parts wait for one another more than they collide."""
+
+    decoder: int
+    network: int
+    opencv: int
+    encoder: int
+
+
+def usable_cores() -> int:
+    """Count the cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def thread_budget(cores: int) -> ThreadBudget:
+    """Give every part what it can use; chosen by `benchmarks/fps.py` (see its notes)."""
+    return ThreadBudget(
+        decoder=min(4, cores),
+        network=cores,
+        opencv=1 if cores <= 4 else 2,
+        encoder=max(2, cores),
+    )
