@@ -1,10 +1,18 @@
-"""What the CPU modules share: OpenCV, loaded when first needed."""
+"""What the CPU modules share: OpenCV, loaded when first needed, and the box mean of a plane."""
 
 from __future__ import annotations
 
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vidmatte.errors import VidmatteError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vidmatte.frames import Samples
 
 
 def load_cv2() -> ModuleType:
@@ -23,3 +31,44 @@ def load_cv2() -> ModuleType:
         ) from exc
     module: ModuleType = cv2
     return module
+
+
+def box_mean(plane: Samples, step_x: int, step_y: int) -> Samples:
+    """Average boxes of `step_x` by `step_y` samples, halves rounded up.
+
+    Boxes cut by the right and lower edge are smaller. Returns the plane's type in a size divided
+    by the steps and rounded up.
+    """
+    height, width = plane.shape
+    whole_x, whole_y = width // step_x * step_x, height // step_y * step_y
+    mean = np.empty((-(-height // step_y), -(-width // step_x)), plane.dtype)
+    for rows, out_rows, box_y in (
+        (slice(0, whole_y), slice(0, whole_y // step_y), step_y),
+        (slice(whole_y, height), slice(whole_y // step_y, None), height - whole_y),
+    ):
+        for columns, out_columns, box_x in (
+            (slice(0, whole_x), slice(0, whole_x // step_x), step_x),
+            (slice(whole_x, width), slice(whole_x // step_x, None), width - whole_x),
+        ):
+            part = plane[rows, columns]
+            if part.size:
+                mean[out_rows, out_columns] = _whole_box_mean(part, box_x, box_y)
+    return mean
+
+
+def _whole_box_mean(plane: Samples, step_x: int, step_y: int) -> Samples:
+    if (step_x, step_y) == (2, 2):  # the one case that OpenCV has a fast and exact path for
+        size = plane.shape[1] // 2, plane.shape[0] // 2
+        mean: Samples = load_cv2().resize(plane, size, interpolation=load_cv2().INTER_AREA)
+        return mean
+    wide = np.uint16 if plane.dtype == np.uint8 else np.uint32
+    count = step_x * step_y
+    total: NDArray[Any] = np.full(
+        (plane.shape[0] // step_y, plane.shape[1] // step_x), count // 2, wide
+    )
+    for dy in range(step_y):
+        for dx in range(step_x):
+            total += plane[dy::step_y, dx::step_x]
+    small = np.empty(total.shape, plane.dtype)
+    np.floor_divide(total, wide(count), out=small, casting="unsafe")
+    return small

@@ -74,10 +74,26 @@ _LUMA_WEIGHTS = {
 }
 _YCGCO = 8
 
-# BT.2087-0, equation for linear BT.709 RGB in BT.2020 primaries, rows R G B.
-_BT709_TO_BT2020 = np.array(
-    [[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]]
-)
+# The matrices that swscale knows, as its SWS_CS numbers. It refuses pictures tagged with others
+# (YCgCo, ICtCp, reserved): what it converts of these is read as BT.709.
+SWS_MATRIX = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
+
+# Chromaticities (x, y) of red, green, blue and of white D65: BT.709-6 item 1.3, BT.2020-2 table 3.
+_BT709 = ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060))
+_BT2020 = ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046))
+_D65 = (0.3127, 0.3290)
+
+
+def _xyz_from_rgb(primaries: tuple[tuple[float, float], ...]) -> NDArray[np.float64]:
+    """Build the normalised primary matrix of SMPTE RP 177-1993, section 3.3."""
+    columns = np.array([(x, y, 1 - x - y) for x, y in primaries]).T
+    white = np.array([_D65[0], _D65[1], 1 - sum(_D65)]) / _D65[1]
+    scaled: NDArray[np.float64] = columns * np.linalg.solve(columns, white)
+    return scaled
+
+
+# Linear BT.709 RGB in BT.2020 primaries (BT.2087-0 gives it in four digits: too few near black).
+_BT709_TO_BT2020 = np.linalg.solve(_xyz_from_rgb(_BT2020), _xyz_from_rgb(_BT709))
 
 REFERENCE_WHITE_NIT = 203.0  # BT.2408-7, section 2.1: HDR reference white
 _HLG_PEAK_NIT, _HLG_GAMMA = 1000.0, 1.2  # BT.2100-2, table 5: nominal display and its system gamma

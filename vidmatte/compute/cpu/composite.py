@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vidmatte.compute.cpu._shared import load_cv2
+from vidmatte.compute.cpu._shared import box_mean
 from vidmatte.frames import RANGE_FULL, Layout, Matte, layout_of, plane_views
 
 if TYPE_CHECKING:
@@ -156,51 +156,14 @@ def chroma_alpha(alpha: Samples, layout: Layout, *, interlaced: bool = False) ->
     if not (layout.shift_x or layout.shift_y):
         return alpha
     if not (interlaced and layout.shift_y):
-        return _box_mean(alpha, 1 << layout.shift_x, 1 << layout.shift_y)
+        return box_mean(alpha, 1 << layout.shift_x, 1 << layout.shift_y)
     height, width = alpha.shape
     rows = -(-height >> layout.shift_y)
     chroma = np.empty((rows, -(-width >> layout.shift_x)), alpha.dtype)
     for field in range(2):
         own = chroma[field::2]
-        own[...] = _box_mean(alpha[field::2], 1 << layout.shift_x, 1 << layout.shift_y)[: len(own)]
+        own[...] = box_mean(alpha[field::2], 1 << layout.shift_x, 1 << layout.shift_y)[: len(own)]
     return chroma
-
-
-def _box_mean(alpha: Samples, step_x: int, step_y: int) -> Samples:
-    """Average boxes of `step_x` by `step_y`; boxes cut by the right and lower edge are smaller."""
-    height, width = alpha.shape
-    whole_x, whole_y = width // step_x * step_x, height // step_y * step_y
-    mean = np.empty((-(-height // step_y), -(-width // step_x)), alpha.dtype)
-    for rows, out_rows, box_y in (
-        (slice(0, whole_y), slice(0, whole_y // step_y), step_y),
-        (slice(whole_y, height), slice(whole_y // step_y, None), height - whole_y),
-    ):
-        for columns, out_columns, box_x in (
-            (slice(0, whole_x), slice(0, whole_x // step_x), step_x),
-            (slice(whole_x, width), slice(whole_x // step_x, None), width - whole_x),
-        ):
-            part = alpha[rows, columns]
-            if part.size:
-                mean[out_rows, out_columns] = _whole_box_mean(part, box_x, box_y)
-    return mean
-
-
-def _whole_box_mean(alpha: Samples, step_x: int, step_y: int) -> Samples:
-    if (step_x, step_y) == (2, 2):  # the one case that OpenCV has a fast and exact path for
-        size = alpha.shape[1] // 2, alpha.shape[0] // 2
-        mean: Samples = load_cv2().resize(alpha, size, interpolation=load_cv2().INTER_AREA)
-        return mean
-    wide = np.uint16 if alpha.dtype == np.uint8 else np.uint32
-    count = step_x * step_y
-    total: NDArray[Any] = np.full(
-        (alpha.shape[0] // step_y, alpha.shape[1] // step_x), count // 2, wide
-    )
-    for dy in range(step_y):
-        for dx in range(step_x):
-            total += alpha[dy::step_y, dx::step_x]
-    small = np.empty(total.shape, alpha.dtype)
-    np.floor_divide(total, wide(count), out=small, casting="unsafe")
-    return small
 
 
 def own_alpha(picture: av.VideoFrame, alpha: Samples) -> Samples:

@@ -7,16 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vidmatte.compute.cpu.colour import tone_map, yuv_colour
+from vidmatte.compute.cpu.colour import SWS_MATRIX, tone_map, yuv_colour
 from vidmatte.compute.cpu.geometry import to_stored, to_upright
 from vidmatte.frames import MATRIX_BT709, RANGE_FULL, VideoInfo
 
 if TYPE_CHECKING:
     import av
-
-# Matrices that swscale knows, as its SWS_CS numbers; it refuses the others. What it does not
-# know (YCgCo, ICtCp) is read as BT.709, which shifts hues in the network's picture only.
-_SWS_MATRIX = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 
 
 class Preparer:
@@ -32,7 +28,7 @@ class Preparer:
         colour = yuv_colour(info)
         self._orientation = info.orientation
         self._size = size[::-1] if info.orientation.swaps_sides else size
-        self._matrix = _SWS_MATRIX.get(colour.matrix, MATRIX_BT709)
+        self._matrix = SWS_MATRIX.get(colour.matrix, MATRIX_BT709)
         self._range = colour.range
         self._hdr_transfer = colour.transfer if colour.is_hdr else None
         self._reformatter = VideoReformatter()
