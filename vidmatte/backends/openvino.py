@@ -12,6 +12,7 @@ import numpy as np
 from vidmatte.backends import Precision, Request
 from vidmatte.errors import BackendError
 from vidmatte.models.table import DECODER, ENCODER, Convolution, Network, Stage, convolutions
+from vidmatte.models.weights import constant_channels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,26 +55,79 @@ def import_openvino() -> Any:
     return openvino
 
 
-class _Graph:
-    """Builds the network out of OpenVINO operations; the methods follow the figures."""
+def _bf16_parts(values: NDArray[np.float32], count: int = 3) -> NDArray[np.float32]:
+    """Split `values` (out, k, k) into `count` bf16 numbers that add up to them, along axis 1."""
+    parts = []
+    rest = values.astype(np.float32)
+    for _ in range(count):
+        # bf16 is the upper half of a float32: cutting the lower half rounds towards zero.
+        part = (np.ascontiguousarray(rest).view(np.uint32) & 0xFFFF0000).view(np.float32)
+        parts.append(part)
+        rest = rest - part
+    return np.stack(parts, 1)
 
-    def __init__(self, network: Network, tensors: FoldedTensors) -> None:
+
+class _Graph:
+    """Builds the network out of OpenVINO operations; the methods follow the figures.
+
+    With `recentre`, channels that carry a large constant lose it and the next block makes up for
+    it: the same in exact arithmetic, and bf16 stays accurate (see `constant_channels`).
+    """
+
+    def __init__(self, network: Network, tensors: FoldedTensors, *, recentre: bool) -> None:
         from openvino import opset13
 
         self.op: Any = opset13
         self.network = network
         self.tensors = tensors
+        self.recentre = recentre
         self.convolutions = {c.name: c for c in convolutions(network)}
 
     def convolution(self, name: str, x: Any) -> Any:
         """Convolution and bias; ReLU where BN was."""
-        conv: Convolution = self.convolutions[name]
-        pad = [conv.dilation * (conv.kernel // 2)] * 2
-        kernel = self.op.constant(np.ascontiguousarray(self.tensors[conv.weight_key]))
-        stride, dilation = [conv.stride] * 2, [conv.dilation] * 2
-        y = self.op.convolution(x, kernel, stride, pad, pad, dilation)
-        y = self.op.add(y, self.op.constant(self.tensors[conv.bias_key].reshape(1, -1, 1, 1)))
+        conv = self.convolutions[name]
+        y = self._convolve(conv, x, self.tensors[conv.weight_key])
+        y = self.op.add(y, self._per_channel(self.tensors[conv.bias_key]))
         return self.op.relu(y) if conv.normalised else y
+
+    def _convolve(self, conv: Convolution, x: Any, weight: NDArray[np.float32]) -> Any:
+        pad = [conv.dilation * (conv.kernel // 2)] * 2
+        kernel = self.op.constant(np.ascontiguousarray(weight))
+        return self.op.convolution(x, kernel, [conv.stride] * 2, pad, pad, [conv.dilation] * 2)
+
+    def _per_channel(self, values: NDArray[np.float32]) -> Any:
+        return self.op.constant(np.ascontiguousarray(values.reshape(1, -1, 1, 1)))
+
+    def _constants(self, block: str) -> NDArray[np.float32]:
+        conv = self.convolutions[block]
+        if not self.recentre:
+            return np.zeros(conv.out_channels, np.float32)
+        return constant_channels(conv, self.tensors)
+
+    def decoder_block(
+        self, name: str, maps: list[Any], taken_in: NDArray[np.float32], taken: NDArray[np.float32]
+    ) -> Any:
+        """Convolve the joined `maps`, of which the first lacks `taken_in`; leave out `taken`.
+
+        What is missing from the input comes back, together with the bias, as weights of inputs
+        that are 1 inside the picture, so that the zero padding outside it stays what it was.
+        """
+        conv = self.convolutions[name]
+        weight, bias = self.tensors[conv.weight_key], self.tensors[conv.bias_key]
+        if not (taken_in.any() or taken.any()):
+            return self.convolution(name, self.concat(*maps))
+        if taken_in.any():
+            lost = np.einsum("ocij,c->oij", weight[:, : len(taken_in)], taken_in)
+            lost[:, 1, 1] += bias
+            bias = np.zeros_like(bias)
+            parts = _bf16_parts(lost)
+            weight = np.concatenate([weight, parts], 1)
+            shape = [*maps[1].get_output_shape(0)]
+            ones = np.ones((shape[0], parts.shape[1], *shape[2:]), np.float32)
+            maps = [*maps, self.op.constant(ones)]
+        y = self._convolve(conv, self.concat(*maps), weight)
+        y = self.op.add(y, self._per_channel(bias - taken))
+        return self.op.maximum(y, self._per_channel(-taken)) if taken.any() else self.op.relu(y)
 
     def pool(self, x: Any) -> Any:
         """Halve height and width by the maximum."""
@@ -110,10 +164,11 @@ class _Graph:
                 y = self.pool(y)
             down.append(self.convolution(f"{name}.rebnconv{level}", y))
         y = down.pop()
+        taken = np.zeros(stage.mid_channels, np.float32)
         for level in range(stage.height - 1, 0, -1):
-            skip = down.pop()
-            y = self.concat(self.upsample(y, skip), skip)
-            y = self.convolution(f"{name}.rebnconv{level}d", y)
+            skip, block, taken_in = down.pop(), f"{name}.rebnconv{level}d", taken
+            taken = self._constants(block)
+            y = self.decoder_block(block, [self.upsample(y, skip), skip], taken_in, taken)
         return self.op.add(y, x_in)
 
     def logits(self, x: Any) -> Any:
@@ -135,11 +190,11 @@ class _Graph:
         )
 
 
-def build_graph(request: Request) -> Any:
+def build_graph(request: Request, *, recentre: bool) -> Any:
     """Build the openvino.Model: uint8 (N, H, W, 3) RGB → float32 probability (N, h, w)."""
     ov = import_openvino()
     row = request.model.row
-    graph = _Graph(row.network, request.model.load())
+    graph = _Graph(row.network, request.model.load(), recentre=recentre)
     op = graph.op
     image = op.parameter([request.batch, *request.size, 3], ov.Type.u8, "image_NHW3")
     planar = op.transpose(op.convert(image, "f32"), np.array([0, 3, 1, 2], np.int64))
@@ -184,9 +239,8 @@ class OpenVinoBackend:
             "NUM_STREAMS": "1",
         }
         self._tensor = ov.Tensor
-        self._request: Any = core.compile_model(
-            build_graph(request), "CPU", options
-        ).create_infer_request()
+        graph = build_graph(request, recentre=precision != "f32")
+        self._request: Any = core.compile_model(graph, "CPU", options).create_infer_request()
         self._padded: NDArray[np.uint8] | None = None
 
     def infer(self, image_NHW3: NDArray[np.uint8]) -> NDArray[np.float32]:

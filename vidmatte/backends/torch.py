@@ -10,8 +10,8 @@ from vidmatte.backends import Precision, Request
 from vidmatte.errors import BackendError
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
+    from torch import Tensor, device
 
 AUTO_ORDER = {"cuda": 10, "cpu": 10}
 DEVICES = ("cpu", "cuda")
@@ -71,7 +71,7 @@ class TorchBackend:
         torch = _import_torch()
         from vidmatte.models.network import folded_network
 
-        self.device: torch.device = _device(torch, request.device)
+        self.device: device = _device(torch, request.device)
         precision = _precision(request.precision, self.device.type)
         self.name = "torch"
         self.input_size = request.size
@@ -80,9 +80,8 @@ class TorchBackend:
         row = request.model.row
         self._torch = torch
         self._dtype = getattr(torch, _DTYPES[precision])
-        self._module: Any = folded_network(row.network, request.model.load()).to(
-            device=self.device, dtype=self._dtype, memory_format=torch.channels_last
-        )
+        module = folded_network(row.network, request.model.load(), self._dtype)
+        self._module: Any = module.to(self.device)
         mean, std = torch.tensor(row.mean), torch.tensor(row.std)
         self._scale = (1 / (255 * std)).to(self.device)
         self._shift = (-mean / std).to(self.device)
@@ -93,7 +92,7 @@ class TorchBackend:
         torch.set_num_threads(request.threads)
         return f"CPU, {request.threads} thread{'s' * (request.threads != 1)}"
 
-    def infer_device(self, image_NHW3: torch.Tensor) -> torch.Tensor:
+    def infer_device(self, image_NHW3: Tensor) -> Tensor:
         """Return the probability (N, h, w) float32 on the device of `image_NHW3`, uint8 RGB.
 
         For a caller whose pictures are on the device already: nothing is copied to the host.
@@ -103,7 +102,7 @@ class TorchBackend:
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
             x_NHW3 = image_NHW3.to(torch.float32) * self._scale + self._shift
             logits_N1HW = self._module(x_NHW3.permute(0, 3, 1, 2).to(self._dtype))[0]
-            probability_NHW: torch.Tensor = logits_N1HW.float().sigmoid().squeeze(1)
+            probability_NHW: Tensor = logits_N1HW.float().sigmoid().squeeze(1)
         return probability_NHW
 
     def infer(self, image_NHW3: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,8 +15,10 @@ from vidmatte.models.table import (
     SIDES,
     Network,
     Stage,
+    convolutions,
     dilation_of,
 )
+from vidmatte.models.weights import constant_channels
 
 if TYPE_CHECKING:
     from vidmatte.models.weights import FoldedTensors
@@ -46,8 +47,9 @@ class ConvBnRelu(nn.Module):
         self.bn_s1 = nn.Identity() if folded else nn.BatchNorm2d(out_channels, eps=BN_EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return relu(bn(conv(x)))."""
-        return F.relu(self.bn_s1(self.conv_s1(x)))
+        """Return relu(bn(conv(x))), in the precision of this block's own weights."""
+        y: Tensor = self.bn_s1(self.conv_s1(x.to(self.conv_s1.weight.dtype)))
+        return F.relu(y)
 
 
 class ResidualUBlock(nn.Module):
@@ -84,7 +86,8 @@ class ResidualUBlock(nn.Module):
             skip = encoded.pop()
             x = torch.cat((upsample_like(x, skip), skip), 1)
             x = self.get_submodule(f"rebnconv{level}d")(x)
-        return x + x_in
+        residual: Tensor = x + x_in
+        return residual.to(x_in.dtype)
 
 
 class U2Net(nn.Module):
@@ -130,10 +133,32 @@ class U2Net(nn.Module):
         return (self.outconv(torch.cat(sides, 1)), *sides)
 
 
-def folded_network(network: Network, tensors: FoldedTensors) -> U2Net:
-    """Build the inference form of `network`, BN folded, in eval mode, float32 on the CPU."""
+def folded_network(
+    network: Network, tensors: FoldedTensors, dtype: torch.dtype = torch.float32
+) -> U2Net:
+    """Build the inference form of `network`, BN folded in float32 and then cast to `dtype`.
+
+    Blocks that make or cancel a large constant stay in float32 (see `constant_channels`). In eval
+    mode, on the CPU, channels last.
+    """
     with torch.device("meta"):
         module = U2Net(network, folded=True)
-    state: Mapping[str, Tensor] = {key: torch.from_numpy(v) for key, v in tensors.items()}
-    module.load_state_dict(state, assign=True)
-    return module.eval().requires_grad_(False)
+    state = {key: torch.from_numpy(value) for key, value in tensors.items()}
+    wide = _float32_blocks(network, tensors)
+    cast = {key: value if key.startswith(wide) else value.to(dtype) for key, value in state.items()}
+    module.load_state_dict(cast, assign=True)
+    module.eval().requires_grad_(False)
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
+
+
+def _float32_blocks(network: Network, tensors: FoldedTensors) -> tuple[str, ...]:
+    """Return the key prefixes of the blocks that carry a large constant and of those behind."""
+    prefixes = []
+    for conv in convolutions(network):
+        if constant_channels(conv, tensors).any():
+            stage, _, level = conv.name.removesuffix("d").rpartition("rebnconv")
+            prefixes += [f"{conv.name}.", f"{stage}rebnconv{int(level) - 1}d."]
+    return tuple(prefixes)
