@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -29,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import av
+from corpus_manifest import Entry, generate_corpus, load_manifest
 from corpus_media import Media, Turn, inspect
-from corpus_rules import Case, Entry, complaints
+from corpus_rules import Case, complaints
 from corpus_run import (
     DEFAULT_COMMAND,
     BaitListener,
@@ -41,6 +41,7 @@ from corpus_run import (
 )
 
 CLEAR_ERROR_LIMIT_S = 5.0
+PORT_PATIENCE_S = 300.0  # another check on this machine may be using the bait port
 BOMB_LIMIT_MB = 500
 SECRET = "TOP-SECRET"
 NOT_LOSSLESS_GROUPS = ("damage", "name", "still", "fs", "stdin")
@@ -56,25 +57,6 @@ class Verdict:
     reasons: list[str]
     run: Run | None
     skipped: str = ""
-
-
-def shared_folder() -> Path:
-    """Where the corpus generator lies."""
-    beside = Path(__file__).resolve().parents[2] / "shared"
-    return Path(os.environ.get("VIDMATTE_SHARED", beside))
-
-
-def generate_corpus(folder: Path, only: str | None = None) -> None:
-    """Write the corpus, or the entries whose id matches `only`, into `folder`."""
-    script = shared_folder() / "corpus" / "make_corpus.py"
-    command = [sys.executable, str(script), str(folder), *(["--only", only] if only else [])]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
-def load_manifest(corpus: Path) -> tuple[list[Entry], list[list[int]]]:
-    """Return the entries and the six drawn patch colours."""
-    manifest = json.loads((corpus / "manifest.json").read_text("utf8"))
-    return [Entry.from_manifest(row) for row in manifest["entries"]], manifest["patches_rgb"]
 
 
 def judge(
@@ -316,7 +298,12 @@ def _check(options: argparse.Namespace, corpus: Path) -> int:
     entries, patches = load_manifest(corpus)
     entries = chosen(entries, options.only, options.group, options.target)
     before = _listing(corpus)
-    with BaitListener() as bait, ThreadPoolExecutor(options.jobs) as pool:
+    try:
+        listener = BaitListener(patience_s=PORT_PATIENCE_S)
+    except OSError as error:
+        print(f"error: cannot listen where hostile files point: {error}", file=sys.stderr)
+        return 2
+    with listener as bait, ThreadPoolExecutor(options.jobs) as pool:
         check = functools.partial(
             check_entry,
             corpus=corpus,

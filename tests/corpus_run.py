@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from corpus_rules import Entry
+from corpus_manifest import Entry
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_COMMAND = (
@@ -53,10 +53,10 @@ class BaitListener:
     Hold `alone` while running an entry that may connect, so that a contact has one culprit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patience_s: float = 0.0) -> None:
         self.contacts = 0
         self.alone = threading.Lock()
-        self._server = socket.create_server(("127.0.0.1", BAIT_PORT))
+        self._server = _listen(time.monotonic() + patience_s)
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
     def __enter__(self) -> BaitListener:
@@ -81,6 +81,16 @@ class BaitListener:
                 return
             self.contacts += 1
             connection.close()
+
+
+def _listen(until: float) -> socket.socket:
+    while True:
+        try:
+            return socket.create_server(("127.0.0.1", BAIT_PORT))
+        except OSError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(1)
 
 
 def output_suffix(entry: Entry, target: str) -> str:

@@ -13,10 +13,11 @@ from typing import Any
 
 import corpus_run
 import pytest
-from corpus_check import check_entry, generate_corpus, judge, load_manifest, main, shared_folder
+from corpus_check import check_entry, judge, main
 from corpus_clips import PATCHES, Clip, draw_picture, write_clip
+from corpus_manifest import Entry, generate_corpus, load_manifest, shared_folder
 from corpus_media import inspect, read_bar_code, read_patches
-from corpus_rules import Case, Entry, complaints
+from corpus_rules import Case, complaints
 from corpus_run import BaitListener, Run
 
 needs_ffprobe = pytest.mark.skipif(shutil.which("ffprobe") is None, reason="ffprobe not installed")
@@ -285,7 +286,7 @@ def test_bar_code_and_patches_survive_drawing() -> None:
     assert [list(patch) for patch in read_patches(draw_picture(0, 320, 240))] == PATCHES
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def bait() -> Iterator[BaitListener]:
     try:
         listener = BaitListener()
@@ -347,9 +348,8 @@ def test_sample_of_the_corpus(corpus: Path, bait: BaitListener, identifier: str)
 
 
 def test_command_prints_a_table_and_fails_on_a_failure(
-    corpus: Path, bait: BaitListener, capsys: pytest.CaptureFixture[str]
+    corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    del bait  # the command needs the port itself
     code = main(["--corpus", str(corpus), "--only", "^fs_fifo$", "--command", "true"])
     printed = capsys.readouterr().out
     assert code == 1
