@@ -15,6 +15,16 @@ if TYPE_CHECKING:
 # What a container gets when it cannot hold the source's sound.
 AUDIO_FALLBACK = {"webm": "libopus", "mp4": "aac", "mov": "aac", "mpegts": "aac", "avi": "aac",
                   "matroska": "aac", "nut": "aac"}  # fmt: skip
+USUAL_LAYOUTS = {
+    1: "mono",
+    2: "stereo",
+    3: "2.1",
+    4: "quad",
+    5: "5.0",
+    6: "5.1",
+    7: "6.1",
+    8: "7.1",
+}
 OPUS_RATES = (48000, 24000, 16000, 12000, 8000)
 # Text subtitles, by the name of the codec that each container holds.
 SUBTITLES = {"mp4": ("mov_text",), "mov": ("mov_text",), "webm": ("webvtt",)}
@@ -172,6 +182,8 @@ class _Transcoder:
         if encoder == "libopus" and rate not in OPUS_RATES:
             rate = 48000
         layout = self._decoder.layout.name
+        if layout.endswith("channels"):  # the source does not say which is which
+            layout = USUAL_LAYOUTS.get(self._decoder.layout.nb_channels, "stereo")
         self._output = cast(
             "av.AudioStream", container.add_stream(encoder, rate=rate, layout=layout)
         )

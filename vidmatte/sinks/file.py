@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MAX_INTERLEAVE_US = 1_000_000  # what the muxer holds back for a stream that is silent
 SAFE_TIME_BASES = {"avi", "gif", "apng"}  # containers whose clock is the frame rate
+INTERLACED_CODECS = {"libx264", "mpeg4"}
 CODEC_FLAG_INTERLACED = (1 << 18) | (1 << 29)  # AV_CODEC_FLAG_INTERLACED_DCT and _ME
 
 
@@ -48,6 +49,8 @@ class FileSink:
         self._carrier: Carrier | None = None
         self._last_pts: int | None = None
         self._converter = Converter(plan.pix_fmt, info.colour, info.height)
+        interlaced = info.field_order != "progressive" and plan.codec in INTERLACED_CODECS
+        self._fields = FieldMarker(info, plan.pix_fmt) if interlaced else None
         try:
             self._container = self._open()
             self._stream = self._add_video(threads, video_metadata or {})
@@ -114,7 +117,7 @@ class FileSink:
         context.thread_type = "FRAME" if plan.codec in ("libx264", "libx265") else "AUTO"
         context.thread_count = threads
         self._tag_colour(context)
-        if info.field_order != "progressive" and plan.codec in ("libx264", "mpeg4"):
+        if self._fields is not None:
             context.flags |= CODEC_FLAG_INTERLACED
         stream.metadata.update(kept_tags(metadata))
         if info.display_matrix is not None and not plan.turned:
@@ -143,7 +146,7 @@ class FileSink:
         options["x265-params"] = ":".join(([given] if given else []) + extra)
 
     def _add_fields(self, options: dict[str, str]) -> None:
-        if self._info.field_order != "progressive" and self._plan.codec == "libx264":
+        if self._fields is not None and self._plan.codec == "libx264":
             options["x264-params"] = f"{self._info.field_order}=1"
 
     def write(self, picture: av.VideoFrame) -> None:
@@ -151,6 +154,8 @@ class FileSink:
         picture = self._converter.convert(picture)
         if self._turner is not None:
             picture = self._turner.turn(picture)
+        if self._fields is not None:
+            picture = self._fields.mark(picture)
         picture.pict_type = 0  # the source's own I, P, B must not drive the encoder
         self._place(picture)
         try:
@@ -197,3 +202,26 @@ class FileSink:
             self._container.close()
         except (OSError, ValueError) as exc:
             raise output_error(self._name, exc) from exc
+
+
+class FieldMarker:
+    """Marks pictures as interlaced with their field order, which PyAV can only do by a filter."""
+
+    def __init__(self, info: VideoInfo, pix_fmt: str) -> None:
+        import av
+
+        self._graph = av.filter.Graph()
+        self._source = self._graph.add_buffer(
+            width=info.width,
+            height=info.height,
+            format=av.VideoFormat(pix_fmt),
+            time_base=info.time_base,
+        )
+        mark = self._graph.add("setfield", info.field_order)
+        self._sink = self._graph.add("buffersink")
+        self._graph.link_nodes(self._source, mark, self._sink).configure()
+
+    def mark(self, picture: av.VideoFrame) -> av.VideoFrame:
+        """Return the same planes with the flags set."""
+        self._source.push(picture)
+        return cast("av.VideoFrame", self._sink.pull())

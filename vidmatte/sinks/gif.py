@@ -59,8 +59,12 @@ class GifSink:
         palette = self._palette()
         width, height = self._first[0].width, self._first[0].height
         graph = av.filter.Graph()
-        source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("bgra"), time_base=CLOCK)
-        colours = graph.add_buffer(width=16, height=16, format=av.VideoFormat("bgra"), time_base=CLOCK)
+        source = graph.add_buffer(
+            width=width, height=height, format=av.VideoFormat("bgra"), time_base=CLOCK
+        )
+        colours = graph.add_buffer(
+            width=16, height=16, format=av.VideoFormat("bgra"), time_base=CLOCK
+        )
         use = graph.add("paletteuse", "dither=bayer:bayer_scale=4:alpha_threshold=128")
         sink = graph.add("buffersink")
         source.link_to(use, 0, 0)

@@ -61,7 +61,9 @@ def _duration_s(container: InputContainer, stream: av.VideoStream) -> float | No
 
 
 def _colour(picture: av.VideoFrame) -> Colour:
-    full = picture.format.name.startswith("yuvj")
+    name = picture.format.name
+    # FFmpeg takes gray for full range whatever the file says nothing about (swscale's rule).
+    full = name.startswith("yuvj") or (name.startswith(("gray", "ya")) and not picture.color_range)
     return Colour(
         matrix=int(picture.colorspace),
         range=2 if full else int(picture.color_range),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Packet = av.Packet[av.stream.Stream]
 
 MAX_ERRORS_IN_A_ROW = 500  # packets; past that the rest of the stream is taken for lost
-ASSUMED_RATE = Fraction(25)
+REORDER_PICTURES = 16  # what H.264 and HEVC may hold back (their largest picture buffer)
 
 
 class FileSource:
@@ -163,7 +163,7 @@ class FileSource:
     def _all_pictures(self) -> Iterator[av.VideoFrame]:
         while self._waiting:
             yield self._waiting.popleft()
-        yield from self._pictures
+        yield from in_display_order(self._pictures, self._report)
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         """Yield every picture that decodes; count what does not. Ends at the end of the stream."""
@@ -230,8 +230,35 @@ class FileSource:
                 stream.discard = Discard.all
 
 
+def in_display_order(
+    pictures: Iterator[av.VideoFrame], report: DamageReport
+) -> Iterator[av.VideoFrame]:
+    """Sort pictures that a decoder gives out of order after damage; else pass them at once."""
+    held: list[av.VideoFrame] = []
+    until = 0
+    for count, picture in enumerate(pictures):
+        if report.damaged:
+            report.damaged = False
+            until = count + 2 * REORDER_PICTURES
+        if picture.pts is None or (count >= until and not held):
+            yield picture
+            continue
+        insort(held, picture, key=_pts_of)
+        while len(held) > (REORDER_PICTURES if count < until else 0):
+            yield held.pop(0)
+    yield from held
+
+
+def _pts_of(picture: av.VideoFrame) -> int:
+    return picture.pts or 0
+
+
 class _PresentationTimes:
-    """Give every picture a time stamp that is after the one before."""
+    """Give every picture a time stamp that is after the one before.
+
+    A picture that is not after its predecessor is put an eighth of a frame behind it: what
+    follows keeps its own time.
+    """
 
     def __init__(self, info: VideoInfo, report: DamageReport) -> None:
         self._step = max(1, round(1 / (info.frame_rate * info.time_base)))
@@ -246,7 +273,7 @@ class _PresentationTimes:
             pts = 0 if self._last is None else self._last + self._step
         elif self._last is not None and pts <= self._last:
             self._report.not_later += 1
-            pts = self._last + 1
+            pts = self._last + max(1, self._step // 8)
         self._last = pts
         return pts, picture.duration or 0
 
@@ -258,6 +285,7 @@ class DamageReport:
         self.unstamped = 0
         self.not_later = 0
         self.pictures = 0
+        self.damaged = False
         self._lost: list[float | None] = []
         self._damaged: list[float | None] = []
         self._packets = 0
@@ -278,10 +306,12 @@ class DamageReport:
 
     def undecodable(self, packet: Packet, exc: Exception) -> None:
         """Count a packet that gave no picture."""
+        self.damaged = True
         self._lost.append(_time_of(packet))
 
     def corrupt(self, picture: av.VideoFrame) -> None:
         """Count a picture that the decoder patched up."""
+        self.damaged = True
         self._damaged.append(picture.time)
 
     def unreadable(self, exc: Exception) -> None:
