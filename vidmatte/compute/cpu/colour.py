@@ -223,8 +223,7 @@ def planes_from_rgb(
 
 def _band_values(rgb: NDArray[np.uint8 | np.uint16], colour: Colour, layout: Layout) -> Floats:
     """Return code values before rounding, (H, W, planes), in plane order."""
-    coded = rgb.astype(np.float32) / np.float32(np.iinfo(rgb.dtype).max)
-    coded = encode_transfer(coded, colour)
+    coded = _coded(rgb, colour)
     scale, offset = scale_and_offset(colour, layout)
     if layout.model == "rgb":
         values: Floats = coded[..., [1, 2, 0]] * np.float32(layout.peak)
@@ -246,16 +245,31 @@ def _covered_mean(values: Floats, step_x: int, step_y: int) -> Floats:
     return values
 
 
-def encode_transfer(srgb: Floats, colour: Colour) -> Floats:
-    """Bring sRGB-coded colour (H, W, 3), 0..1, to R'G'B' of the source's primaries and transfer."""
+def _coded(srgb: NDArray[np.uint8 | np.uint16], colour: Colour) -> Floats:
+    """Bring sRGB samples to R'G'B' (0..1) of the source's primaries and transfer."""
+    peak = int(np.iinfo(srgb.dtype).max)
     if not (colour.is_hdr or colour.primaries == PRIMARIES_BT2020):
-        return srgb
-    linear: Floats = np.clip(srgb_to_linear(srgb) @ _BT709_TO_BT2020.T.astype(np.float32), 0, 1)
-    if colour.transfer == TRANSFER_PQ:
-        return _pq_from_nit(linear * np.float32(REFERENCE_WHITE_NIT))
+        return srgb.astype(np.float32) / np.float32(peak)
+    linear: Floats = _srgb_decode_table(peak)[srgb] @ _BT709_TO_BT2020.T.astype(np.float32)
+    np.clip(linear, 0, 1, out=linear)
     if colour.transfer == TRANSFER_HLG:
-        return _hlg_from_nit(linear * np.float32(REFERENCE_WHITE_NIT))
-    return linear_to_srgb(linear)
+        return _hlg_from_linear(linear)
+    steps = np.rint(np.sqrt(linear) * np.float32(65535)).astype(np.uint16)
+    return _encode_table(colour.transfer)[steps]
+
+
+@lru_cache(maxsize=2)
+def _srgb_decode_table(peak: int) -> Floats:
+    return srgb_to_linear(np.arange(peak + 1, dtype=np.float32) / np.float32(peak))
+
+
+@lru_cache(maxsize=2)
+def _encode_table(transfer: int) -> Floats:
+    """Map sqrt(linear), in 65536 steps, to PQ with white at 203 nit, or to the sRGB curve."""
+    linear = (np.arange(65536) / 65535) ** 2
+    if transfer == TRANSFER_PQ:
+        return _pq_from_nit(linear * REFERENCE_WHITE_NIT)
+    return linear_to_srgb(linear.astype(np.float32))
 
 
 def srgb_to_linear(coded: Floats) -> Floats:
@@ -275,8 +289,8 @@ _PQ_M1, _PQ_M2 = 2610 / 16384, 2523 / 4096 * 128
 _PQ_C1, _PQ_C2, _PQ_C3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
 
 
-def _pq_from_nit(nit: Floats) -> Floats:
-    power = (nit.astype(np.float64) / 10000) ** _PQ_M1
+def _pq_from_nit(nit: NDArray[np.float64]) -> Floats:
+    power = (nit / 10000) ** _PQ_M1
     coded = ((_PQ_C1 + _PQ_C2 * power) / (1 + _PQ_C3 * power)) ** _PQ_M2
     return coded.astype(np.float32)
 
@@ -294,14 +308,14 @@ _HLG_A = 0.17883277
 _HLG_B, _HLG_C = 1 - 4 * _HLG_A, 0.5 - _HLG_A * np.log(4 * _HLG_A)
 
 
-def _hlg_from_nit(nit: Floats) -> Floats:
-    """Invert the OOTF (BT.2100-2 table 5, with black at 0), then apply the OETF."""
-    display = nit / np.float32(_HLG_PEAK_NIT)
+def _hlg_from_linear(linear: Floats) -> Floats:
+    """Invert the OOTF (BT.2100-2 table 5, with black at 0), then apply the OETF; 1 is 203 nit."""
+    display = linear * np.float32(REFERENCE_WHITE_NIT / _HLG_PEAK_NIT)
     luminance = np.maximum(display @ _HLG_LUMA, np.float32(1e-9))[..., None]
     scene = display * luminance ** np.float32((1 - _HLG_GAMMA) / _HLG_GAMMA)
-    log = _HLG_A * np.log(np.maximum(12 * scene - _HLG_B, 1e-9)) + _HLG_C
-    coded: Floats = np.where(scene <= 1 / 12, np.sqrt(3 * scene), log).astype(np.float32)
-    return coded
+    high = np.maximum(scene, np.float32(1 / 12))
+    log = np.float32(_HLG_A) * np.log(12 * high - np.float32(_HLG_B)) + np.float32(_HLG_C)
+    return np.where(scene <= np.float32(1 / 12), np.sqrt(3 * scene), log)
 
 
 def _scene_from_hlg(coded: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vidmatte.compute.cpu._shared import box_mean
+from vidmatte.compute.cpu._shared import box_mean, load_cv2
 from vidmatte.frames import RANGE_FULL, Layout, Matte, layout_of, plane_views
 
 if TYPE_CHECKING:
@@ -93,13 +93,15 @@ class _Blender:
         self, source: Samples | int, background: Samples | int, alpha: Samples, out: Samples
     ) -> None:
         """Blend (H, W) planes into `out`; a plane given as an int is that sample everywhere."""
+        extremes = load_cv2().minMaxLoc
         full = (1 << self._digits) - 1
         for tile in _tiles(*alpha.shape):
             part = alpha[tile]
             over, under = _part(source, tile), _part(background, tile)
-            if part.max() == 0:
+            lowest, highest, *_ = extremes(part)
+            if highest == 0:
                 out[tile] = under
-            elif part.min() == full:
+            elif lowest == full:
                 out[tile] = over
             else:
                 self._mix(over, under, part, out[tile])
@@ -113,17 +115,23 @@ class _Blender:
         (t + (t >> n)) >> n for every numerator up to full * full; full is odd, so there are no
         ties. (J. Blinn, "Three wrongs make a right", IEEE CG&A 15(6), 1995.)
         """
-        total, under, weight = (t[: out.size].reshape(out.shape) for t in self._temporaries)
+        total, weight, base = (t[: out.size].reshape(out.shape) for t in self._temporaries)
+        full, half = (1 << self._digits) - 1, 1 << (self._digits - 1)
         total[...] = source
         weight[...] = alpha
-        under[...] = background
-        np.subtract(total, under, out=total)
-        np.multiply(total, weight, out=total)
-        np.multiply(under, self._wide((1 << self._digits) - 1), out=under)
-        np.add(total, under, out=total)
-        np.add(total, self._wide(1 << (self._digits - 1)), out=total)
-        np.right_shift(total, self._digits, out=under)
-        np.add(total, under, out=total)
+        if isinstance(background, int):
+            np.subtract(total, self._wide(background), out=total)
+            np.multiply(total, weight, out=total)
+            np.add(total, self._wide(background * full + half), out=total)
+        else:
+            base[...] = background
+            np.subtract(total, base, out=total)
+            np.multiply(total, weight, out=total)
+            np.multiply(base, self._wide(full), out=base)
+            np.add(total, base, out=total)
+            np.add(total, self._wide(half), out=total)
+        np.right_shift(total, self._digits, out=weight)
+        np.add(total, weight, out=total)
         np.right_shift(total, self._digits, out=total)
         out[...] = total
 
