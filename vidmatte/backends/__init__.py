@@ -64,11 +64,12 @@ class BackendModule(Protocol):
     """What a file of this folder defines.
 
     AUTO_ORDER gives, per kind of device ("cpu", "cuda"), its place in `auto`'s order, lowest
-    first; a kind that is absent is never chosen by `auto`. DEVICES lists the kinds it can open.
+    first; a kind that is absent is never chosen by `auto`. PRECISIONS gives, per kind of device
+    that it can open, the precisions that may be asked for.
     """
 
     AUTO_ORDER: Mapping[str, int]
-    DEVICES: tuple[str, ...]
+    PRECISIONS: Mapping[str, tuple[Precision, ...]]
 
     def open_backend(self, request: Request) -> Backend:
         """Open it as asked, or raise BackendError with reason and repair."""
@@ -80,9 +81,10 @@ def names() -> list[str]:
     return sorted(name for name in found if not name.startswith("_"))
 
 
-def _module(name: str) -> BackendModule:
-    module: BackendModule = importlib.import_module(f"{__name__}.{name}")
-    return module
+def module(name: str) -> BackendModule:
+    """Import the backend `name`; nothing of its device is touched."""
+    found: BackendModule = importlib.import_module(f"{__name__}.{name}")
+    return found
 
 
 def default_threads() -> int:
@@ -121,14 +123,23 @@ def open_backend(
         raise BackendError(f"there is no backend {name!r}", hint="backends: " + ", ".join(names()))
     chosen = choose_device(device, name)
     request = Request(model, chosen, size, batch, precision, threads or default_threads(), variant)
-    if name == "auto":
-        return _open_first(request)
-    kinds = _module(name).DEVICES
-    if _kind(chosen) not in kinds:
+    return _open_first(request) if name == "auto" else _open(name, request)
+
+
+def _open(name: str, request: Request) -> Backend:
+    offered = module(name).PRECISIONS
+    kind = _kind(request.device)
+    if kind not in offered:
         raise BackendError(
-            f"backend {name} does not run on {chosen}", hint="it runs on " + ", ".join(kinds)
+            f"backend {name} does not run on {request.device}",
+            hint="it runs on " + ", ".join(offered),
         )
-    return _module(name).open_backend(request)
+    if request.precision not in ("auto", *offered[kind]):
+        raise BackendError(
+            f"backend {name} does not run {request.precision} on {request.device}",
+            hint="precisions: auto, " + ", ".join(offered[kind]),
+        )
+    return module(name).open_backend(request)
 
 
 def _kind(device: str) -> str:
@@ -142,7 +153,7 @@ def choose_device(device: str, backend: str = "auto") -> str:
     """
     if device != "auto":
         return device
-    if backend not in ("auto", "") and "cuda" not in _module(backend).DEVICES:
+    if backend not in ("auto", "") and "cuda" not in module(backend).PRECISIONS:
         return "cpu"
     if not _nvidia_driver():
         return "cpu"
@@ -162,11 +173,11 @@ def _nvidia_driver() -> bool:
 def _open_first(request: Request) -> Backend:
     """Open the first backend in `auto`'s order that works, and say what was passed over."""
     kind = _kind(request.device)
-    order = {n: _module(n).AUTO_ORDER[kind] for n in names() if kind in _module(n).AUTO_ORDER}
+    order = {n: module(n).AUTO_ORDER[kind] for n in names() if kind in module(n).AUTO_ORDER}
     refusals = []
     for name in sorted(order, key=lambda n: order[n]):
         try:
-            opened = _module(name).open_backend(request)
+            opened = _open(name, request)
         except BackendError as exc:
             refusals.append(f"{name}: {exc}")
             continue

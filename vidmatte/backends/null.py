@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vidmatte.backends import Request
+from vidmatte.backends import Precision, Request
 from vidmatte.errors import BackendError
 
 if TYPE_CHECKING:
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 AUTO_ORDER: dict[str, int] = {}
-DEVICES = ("cpu", "cuda")
+_ANY: tuple[Precision, ...] = ("f32", "f16", "bf16", "int8")
+PRECISIONS = {"cpu": _ANY, "cuda": _ANY}
 DISC_PERIOD = 48
 """Pictures per turn of the moving disc."""
 

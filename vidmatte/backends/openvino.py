@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vidmatte.models.weights import FoldedTensors
 
 AUTO_ORDER = {"cpu": 0}
-DEVICES = ("cpu",)
+PRECISIONS: dict[str, tuple[Precision, ...]] = {"cpu": ("f32", "bf16")}
 _CONVERTER = "openvino.tools.ovc"
 
 
@@ -215,8 +215,6 @@ def _precision(core: Any, wanted: Precision) -> Precision:
         raise BackendError(
             "this CPU has no bf16 arithmetic (AVX-512 BF16 or AMX)", hint="use --precision f32"
         )
-    if wanted == "f16":
-        raise BackendError("f16 is for CUDA", hint="use --precision bf16 or f32 on a CPU")
     return wanted
 
 

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor, device
 
 AUTO_ORDER = {"cuda": 10, "cpu": 10}
-DEVICES = ("cpu", "cuda")
-_PRECISIONS = {"cpu": ("f32", "bf16"), "cuda": ("f16", "bf16", "f32")}
+PRECISIONS: dict[str, tuple[Precision, ...]] = {
+    "cpu": ("f32", "bf16"),
+    "cuda": ("f32", "f16", "bf16"),
+}
+_AUTO_PRECISION: dict[str, Precision] = {"cpu": "f32", "cuda": "f16"}
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
@@ -49,18 +52,6 @@ def _device(torch: Any, named: str) -> Any:
     return device
 
 
-def _precision(wanted: Precision, kind: str) -> Precision:
-    """Turn "auto" into f16 on CUDA and f32 on the CPU; refuse what the device does not run."""
-    offered = _PRECISIONS[kind]
-    if wanted == "auto":
-        return "f16" if kind == "cuda" else "f32"
-    if wanted not in offered:
-        raise BackendError(
-            f"torch does not run {wanted} on {kind}", hint="precisions: " + ", ".join(offered)
-        )
-    return wanted
-
-
 class TorchBackend:
     """The torch module with BN folded; see Backend.
 
@@ -72,7 +63,9 @@ class TorchBackend:
         from vidmatte.models.network import folded_network
 
         self.device: device = _device(torch, request.device)
-        precision = _precision(request.precision, self.device.type)
+        precision = request.precision
+        if precision == "auto":
+            precision = _AUTO_PRECISION[self.device.type]
         self.name = "torch"
         self.input_size = request.size
         self.batch = request.batch

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
+import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +21,21 @@ if TYPE_CHECKING:
     Tensors = Mapping[str, NDArray[Any]]
     FoldedTensors = dict[str, NDArray[np.float32]]
 
+# What torch.load raises on bytes that are not a checkpoint: its readers check little themselves.
+_UNPICKLING_ERRORS = (
+    pickle.UnpicklingError,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 SUFFIXES = (".safetensors", ".pth", ".pt")
 CONSTANT_BIAS = 128.0
 """Folded bias above which a decoder channel counts as a constant in disguise."""
@@ -73,13 +91,13 @@ def _parse_safetensors(data: bytes, path: Path) -> Tensors:
 
 
 def _parse_pickle(data: bytes, path: Path) -> Tensors:
-    import pickle
-
     import torch
 
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as exc:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except _UNPICKLING_ERRORS as exc:
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         raise ModelError(
             f"{path} is damaged or holds more than weights, and was not run: {reason}",
