@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from vidmatte.compute.cpu._shared import row_bands
 from vidmatte.errors import UsageError
 from vidmatte.frames import (
     MATRIX_BT709,
@@ -98,8 +99,6 @@ _BT709_TO_BT2020 = np.linalg.solve(_xyz_from_rgb(_BT2020), _xyz_from_rgb(_BT709)
 REFERENCE_WHITE_NIT = 203.0  # BT.2408-7, section 2.1: HDR reference white
 _HLG_PEAK_NIT, _HLG_GAMMA = 1000.0, 1.2  # BT.2100-2, table 5: nominal display and its system gamma
 _HLG_LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)
-
-_BAND_ROWS = 64  # float pictures never exist at full size: RGB is converted in bands of rows
 
 
 def parse_colour(text: str) -> tuple[int, int, int]:
@@ -209,11 +208,11 @@ def planes_from_rgb(
     if layout.model != "gray":
         sizes += [(-(-height >> layout.shift_y), -(-width >> layout.shift_x))] * 2
     planes = [np.empty(size, dtype) for size in sizes]
-    for top in range(0, height, _BAND_ROWS):
-        values = _band_values(rgb[top : top + _BAND_ROWS], colour, layout)
+    for band in row_bands(height):
+        values = _band_values(rgb[band], colour, layout)
         for index, plane in enumerate(planes):
             shift_y = layout.shift_y if index else 0
-            part = plane[top >> shift_y : (top + _BAND_ROWS) >> shift_y]
+            part = plane[band.start >> shift_y : band.stop >> shift_y]
             unit = values[..., index]
             if index:
                 unit = _covered_mean(unit, 1 << layout.shift_x, 1 << layout.shift_y)
@@ -233,16 +232,22 @@ def _band_values(rgb: NDArray[np.uint8 | np.uint16], colour: Colour, layout: Lay
 
 
 def _covered_mean(values: Floats, step_x: int, step_y: int) -> Floats:
-    """Average boxes; those cut by the right or lower edge are smaller."""
-    tops = np.arange(0, values.shape[0], step_y)
-    lefts = np.arange(0, values.shape[1], step_x)
-    if step_y > 1:
-        rows = np.diff(np.append(tops, values.shape[0]))[:, None]
-        values = (np.add.reduceat(values, tops, axis=0) / rows).astype(np.float32)
-    if step_x > 1:
-        columns = np.diff(np.append(lefts, values.shape[1]))
-        values = (np.add.reduceat(values, lefts, axis=1) / columns).astype(np.float32)
+    """Average boxes; those cut by the right and lower edge are smaller."""
+    for axis, step in ((0, step_y), (1, step_x)):
+        if step > 1:
+            values = np.moveaxis(_covered_row_mean(np.moveaxis(values, axis, 0), step), 0, axis)
     return values
+
+
+def _covered_row_mean(values: Floats, step: int) -> Floats:
+    total = values[::step].copy()
+    count = np.ones((len(total), 1), np.float32)
+    for offset in range(1, step):
+        part = values[offset::step]
+        total[: len(part)] += part
+        count[: len(part)] += 1
+    total /= count
+    return total
 
 
 def _coded(srgb: NDArray[np.uint8 | np.uint16], colour: Colour) -> Floats:
@@ -355,6 +360,13 @@ def tone_map(rgb: NDArray[np.uint16], transfer: int) -> NDArray[np.uint8]:
     `rgb` is (H, W, 3) uint16, full range. Reference white (203 nit) stays bright, light above
     it is rolled off; nothing depends on the picture's own minimum or maximum.
     """
+    mapped = np.empty(rgb.shape, np.uint8)
+    for band in row_bands(len(rgb)):
+        mapped[band] = _tone_map_band(rgb[band], transfer)
+    return mapped
+
+
+def _tone_map_band(rgb: NDArray[np.uint16], transfer: int) -> NDArray[np.uint8]:
     linear = _hdr_decode_table(transfer)[rgb]
     if transfer == TRANSFER_HLG:
         luminance = np.maximum(linear @ _HLG_LUMA, np.float32(1e-9))[..., None]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vidmatte.compute.cpu._shared import box_mean, load_cv2
+from vidmatte.compute.cpu._shared import box_mean, load_cv2, row_bands
 from vidmatte.frames import RANGE_FULL, Layout, Matte, layout_of, plane_views
 
 if TYPE_CHECKING:
@@ -189,11 +189,7 @@ def own_alpha(picture: av.VideoFrame, alpha: Samples) -> Samples:
     own = plane_views(picture)[-1]
     if own.min() == layout.peak:
         return alpha
-    product = np.multiply(alpha, own, dtype=np.uint16 if layout.bits <= 8 else np.uint32)
-    product += product.dtype.type(layout.peak // 2)
-    scaled = np.empty(alpha.shape, alpha.dtype)
-    np.floor_divide(product, product.dtype.type(layout.peak), out=scaled, casting="unsafe")
-    return scaled
+    return _scaled(alpha, own, layout.peak)
 
 
 def alpha_layout(layout: Layout) -> Layout | None:
@@ -249,13 +245,19 @@ def matte_picture(matte: Matte) -> av.VideoFrame:
 
 def _alpha_at(alpha: Samples, bits: int) -> Samples:
     """Scale alpha to the full range of `bits`, correctly rounded."""
-    if bits in (8, 16):
-        return alpha
-    wide = alpha.astype(np.uint32)
-    wide *= np.uint32((1 << bits) - 1)
-    wide += np.uint32(32767)
-    wide //= np.uint32(65535)
-    return wide.astype(np.uint16)
+    return alpha if bits in (8, 16) else _scaled(alpha, (1 << bits) - 1, 65535)
+
+
+def _scaled(alpha: Samples, factor: Samples | int, divisor: int) -> Samples:
+    """Compute round(alpha * factor / divisor); the divisor is odd, so there are no ties."""
+    wide = np.uint16 if alpha.dtype == np.uint8 else np.uint32
+    result = np.empty(alpha.shape, alpha.dtype)
+    for band in row_bands(len(alpha)):
+        product: NDArray[Any] = alpha[band].astype(wide)
+        product *= wide(factor) if isinstance(factor, int) else factor[band]
+        product += wide(divisor // 2)
+        np.floor_divide(product, wide(divisor), out=result[band], casting="unsafe")
+    return result
 
 
 def _colour_planes(picture: av.VideoFrame, layout: Layout) -> list[Samples | int]:
