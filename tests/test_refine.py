@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from vidmatte.compute.cpu import cells
 from vidmatte.compute.cpu.refine import refine, upsample
 from vidmatte.sources.synthetic import SyntheticClip
 
@@ -95,12 +96,10 @@ def test_padded_rows_give_the_same() -> None:
 
 def test_blocks_leave_no_seam() -> None:
     """Only what lies in a block is evaluated; where it is cut must not show."""
-    from vidmatte.compute.cpu import refine as module
-
     planes, _, probability = _scene()
     expected = refine(probability, planes, lo=LO, hi=HI)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_STRIP_PX", 4096)
+        patch.setattr(cells, "_STRIP_PX", 4096)
         whole = refine(probability, planes, lo=LO, hi=HI)
     assert np.abs(expected.astype(int) - whole).max() <= ONE_LEVEL
 

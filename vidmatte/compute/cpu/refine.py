@@ -9,12 +9,14 @@ curve. Where a whole window is sure of itself, alpha is exactly 0 or full withou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from vidmatte.compute.cpu.cells import Area, average, blocks, magnify
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 _EPSILON = 1e-4  # of planes 0..1; below it a plane's variance counts as noise
 _SURE_CELLS = 3  # a cell whose neighbours up to here are all of one mind is exact
-_STRIP_PX = 96
 
 
 class _Window(NamedTuple):
@@ -47,15 +48,6 @@ class _Linear:
     offset: Floats
 
 
-class _Area(NamedTuple):
-    """A part of a plane, in its samples."""
-
-    top: int
-    bottom: int
-    left: int
-    right: int
-
-
 def refine(
     probability: Floats, planes: Sequence[Samples], *, bits: int = 8, lo: float, hi: float
 ) -> Samples:
@@ -74,7 +66,8 @@ def refine(
     ratios = [_ratio(plane, height, width) for plane in planes]
     cell = _cell_px(width, height, ratios, window.cells)
     guide = [
-        _coarse(p, cell, ratio, (1 << bits) - 1) for p, ratio in zip(planes, ratios, strict=True)
+        average(plane, (cell // rx, cell // ry), (1 << bits) - 1)
+        for plane, (rx, ry) in zip(planes, ratios, strict=True)
     ]
     coarse = _sample(probability, width, height, cell)
     around = np.ones((2 * _SURE_CELLS + 1,) * 2, np.uint8)
@@ -83,7 +76,7 @@ def refine(
     peak = 255 if bits <= 8 else 65535
     model = _curved(_fit(guide, coarse, window), ones, unsure, lo, hi, peak, (1 << bits) - 1)
     alpha = _flat(ones, cell, width, height, peak)
-    for block in _blocks(unsure, cell, width, height):
+    for block in blocks(unsure, cell, width, height):
         _fill(alpha, planes, ratios, cell, model, block)
     return alpha
 
@@ -117,23 +110,6 @@ def _cell_px(width: int, height: int, ratios: list[tuple[int, int]], cells: int)
     """The side of a cell, whole samples in every plane, for about `cells` along the longer side."""
     unit = max(2, *(max(ratio) for ratio in ratios))
     return max(1, round(max(width, height) / cells / unit)) * unit
-
-
-def _coarse(plane: Samples, cell: int, ratio: tuple[int, int], peak: int) -> Floats:
-    """Average `plane` over cells; (h, w) of 0..1. A cell beyond the edge repeats the edge."""
-    import cv2
-
-    step_x, step_y = cell // ratio[0], cell // ratio[1]
-    rows, columns = plane.shape
-    h, w = -(-rows // step_y), -(-columns // step_x)
-    if (h * step_y, w * step_x) != (rows, columns):
-        below, right = h * step_y - rows, w * step_x - columns
-        plane = cv2.copyMakeBorder(plane, 0, below, 0, right, cv2.BORDER_REPLICATE)  # type: ignore[assignment]
-    while step_x % 2 == 0 and step_y % 2 == 0:  # an exact 2:1 average is far faster than any other
-        step_x, step_y = step_x // 2, step_y // 2
-        plane = cv2.resize(plane, (w * step_x, h * step_y), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-    small = cv2.resize(plane, (w, h), interpolation=cv2.INTER_AREA)
-    return np.multiply(small, np.float32(1 / peak), dtype=np.float32)
 
 
 def _sample(probability: Floats, width: int, height: int, cell: int) -> Floats:
@@ -247,31 +223,13 @@ def _flat(ones: NDArray[np.bool_], cell: int, width: int, height: int, peak: int
     return np.ascontiguousarray(whole[:height, :width], np.uint16)
 
 
-def _blocks(unsure: NDArray[np.bool_], cell: int, width: int, height: int) -> Iterator[_Area]:
-    """Blocks of the picture that hold every unsure cell and its neighbours."""
-    import cv2
-
-    near = np.asarray(cv2.dilate(unsure.astype(np.uint8), np.ones((3, 3), np.uint8)))
-    step = max(1, _STRIP_PX // cell)
-    for top in range(0, len(near), step):
-        busy = near[top : top + step].any(axis=0)
-        edges = np.flatnonzero(np.diff(np.concatenate(([0], busy, [0]))))
-        for left, right in edges.reshape(-1, 2).tolist():
-            yield _Area(
-                top * cell,
-                min((top + step) * cell, height),
-                left * cell,
-                min(right * cell, width),
-            )
-
-
 def _fill(
     alpha: Samples,
     planes: Sequence[Samples],
     ratios: list[tuple[int, int]],
     cell: int,
     model: _Linear,
-    block: _Area,
+    block: Area,
 ) -> None:
     """Evaluate the model over one block of the picture and write it into `alpha`."""
     import cv2
@@ -296,7 +254,7 @@ def _weighted(
     offset: Floats | None,
     cell: int,
     ratio: tuple[int, int],
-    block: _Area,
+    block: Area,
 ) -> Floats:
     """Offset plus the sum of slope times plane over equally sampled planes, as large as `block`."""
     import cv2
@@ -305,17 +263,17 @@ def _weighted(
     area = block
     if ratio != (1, 1):  # one sample more on each side, for the interpolation
         rows, columns = planes[0].shape
-        area = _Area(
+        area = Area(
             max(block.top // ry - 1, 0),
             min(-(-block.bottom // ry) + 1, rows),
             max(block.left // rx - 1, 0),
             min(-(-block.right // rx) + 1, columns),
         )
     step = cell // rx, cell // ry
-    terms = [] if offset is None else [_magnify(offset, step, area)]
+    terms = [] if offset is None else [magnify(offset, step, area)]
     for plane, slope in zip(planes, slopes, strict=True):
         samples = plane[area.top : area.bottom, area.left : area.right]
-        fine = _magnify(slope, step, area)
+        fine = magnify(slope, step, area)
         terms.append(np.asarray(cv2.multiply(fine, samples, dtype=cv2.CV_32F), np.float32))
     total = reduce(np.add, terms)
     if ratio == (1, 1):
@@ -324,16 +282,3 @@ def _weighted(
     top, left = block.top - area.top * ry, block.left - area.left * rx
     down, across = block.bottom - block.top, block.right - block.left
     return np.asarray(large[top : top + down, left : left + across], np.float32)
-
-
-def _magnify(cells: Floats, step: tuple[int, int], area: _Area) -> Floats:
-    """Interpolate a map of cells, `step` (x, y) samples wide each, over `area` in samples."""
-    import cv2
-
-    h, w = cells.shape
-    top, bottom = max(area.top // step[1] - 1, 0), min(-(-area.bottom // step[1]) + 1, h)
-    left, right = max(area.left // step[0] - 1, 0), min(-(-area.right // step[0]) + 1, w)
-    size = ((right - left) * step[0], (bottom - top) * step[1])
-    fine = cv2.resize(cells[top:bottom, left:right], size)
-    rows = slice(area.top - top * step[1], area.bottom - top * step[1])
-    return np.asarray(fine[rows, area.left - left * step[0] : area.right - left * step[0]])
