@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from vidmatte.frames import Colour, Orientation, VideoInfo
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 SANE_RATES = (Fraction(1, 3600), Fraction(1000))  # pictures per second
+FRAME_DATA_EXIF = 31  # AV_FRAME_DATA_EXIF, which PyAV 18 has no name for
 FIELD_ORDERS: dict[int, Literal["tff", "bff"]] = {2: "tff", 4: "tff", 3: "bff", 5: "bff"}
 
 
@@ -20,7 +21,8 @@ def describe(
     name: str, container: InputContainer, stream: av.VideoStream, first: av.VideoFrame
 ) -> VideoInfo:
     """Build the VideoInfo from the stream and its first decoded picture."""
-    matrix = _display_matrix(first)
+    blocks = _side_data(first)
+    matrix = _display_matrix(blocks)
     still = container.format.name.endswith("_pipe")
     context = stream.codec_context
     interlaced = bool(first.interlaced_frame)
@@ -38,8 +40,8 @@ def describe(
         display_matrix=matrix,
         colour=_colour(first),
         field_order=FIELD_ORDERS.get(context.field_order, "tff") if interlaced else "progressive",
-        mastering_display=_mastering_display(first),
-        content_light=_content_light(first),
+        mastering_display=_mastering_display(blocks),
+        content_light=_content_light(blocks),
         codec=context.name,
         container=container.format.name,
         is_still=still,
@@ -72,17 +74,43 @@ def _colour(picture: av.VideoFrame) -> Colour:
     )
 
 
-def _side_data(picture: av.VideoFrame, kind: str) -> bytes | None:
-    """Return a side data block, or None; PyAV cannot list blocks of pictures with EXIF."""
+def orientation_of(picture: av.VideoFrame) -> Orientation:
+    """Read off a picture how it has to be turned."""
+    return _orientation(_display_matrix(_side_data(picture)), picture.rotation)
+
+
+def _side_data(picture: av.VideoFrame) -> dict[str, bytes]:
+    """Return the picture's side data blocks by PyAV's names."""
     try:
         blocks: list[Any] = list(picture.side_data)
-    except ValueError:
-        return None
-    return next((bytes(block) for block in blocks if block.type.name == kind), None)
+    except ValueError:  # PyAV cannot list the blocks of pictures with EXIF
+        try:
+            blocks = list(_without_exif(picture).side_data)
+        except ValueError:
+            return {}
+    return {block.type.name: bytes(block) for block in blocks}
 
 
-def _display_matrix(picture: av.VideoFrame) -> tuple[int, ...] | None:
-    data = _side_data(picture, "DISPLAYMATRIX")
+def _without_exif(picture: av.VideoFrame) -> av.VideoFrame:
+    """Reference the same planes without the EXIF block; FFmpeg made a matrix of its turn."""
+    import av
+
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=picture.width,
+        height=picture.height,
+        format=picture.format,
+        time_base=picture.time_base or Fraction(1, 25),
+    )
+    drop = graph.add("sidedata", f"mode=delete:type={FRAME_DATA_EXIF}")
+    sink = graph.add("buffersink")
+    graph.link_nodes(source, drop, sink).configure()
+    source.push(picture)
+    return cast("av.VideoFrame", sink.pull())
+
+
+def _display_matrix(blocks: dict[str, bytes]) -> tuple[int, ...] | None:
+    data = blocks.get("DISPLAYMATRIX")
     return None if data is None or len(data) != 36 else struct.unpack("=9i", data)
 
 
@@ -109,9 +137,9 @@ def _quarter(degrees: int) -> Literal[0, 90, 180, 270]:
     return turns[round(degrees / 90) % 4]
 
 
-def _mastering_display(picture: av.VideoFrame) -> str | None:
+def _mastering_display(blocks: dict[str, bytes]) -> str | None:
     """Mastering display in x265's notation, from AVMasteringDisplayMetadata's 10 rationals."""
-    data = _side_data(picture, "MASTERING_DISPLAY_METADATA")
+    data = blocks.get("MASTERING_DISPLAY_METADATA")
     if data is None or len(data) < 88:
         return None
     values = struct.unpack("=22i", data[:88])
@@ -128,8 +156,8 @@ def _mastering_display(picture: av.VideoFrame) -> str | None:
     return f"{text}L({round(high * 10000)},{round(low * 10000)})"
 
 
-def _content_light(picture: av.VideoFrame) -> str | None:
-    data = _side_data(picture, "CONTENT_LIGHT_LEVEL")
+def _content_light(blocks: dict[str, bytes]) -> str | None:
+    data = blocks.get("CONTENT_LIGHT_LEVEL")
     if data is None or len(data) < 8:
         return None
     max_cll, max_fall = struct.unpack("=2I", data[:8])
