@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vidmatte.backends import Backend, choose_device, open_backend
 from vidmatte.compute.cpu.composite import own_alpha
 from vidmatte.compute.cpu.conform import Conformer
 from vidmatte.compute.cpu.prepare import Preparer
@@ -15,33 +18,83 @@ from vidmatte.compute.cpu.refine import refine, upsample
 from vidmatte.compute.cpu.temporal import TemporalFilter
 from vidmatte.errors import BackendError, CancelledError
 from vidmatte.frames import Frame, Layout, Matte, VideoInfo, plane_views
+from vidmatte.models.registry import Model, resolve_model
+from vidmatte.models.table import network_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vidmatte.backends import Backend
+    from vidmatte.backends import Precision
     from vidmatte.frames import Samples
-    from vidmatte.models.table import Curve
 
     Probability = NDArray[np.float32]
 
 LOOKAHEAD = 1  # frames that a file may look ahead
 
 
+@dataclass(frozen=True, slots=True)
+class MattingChoice:
+    """Which network makes the mattes, where, and what is done to them afterwards."""
+
+    model: str | None = None
+    weights: Path | None = None
+    backend: str = "auto"
+    device: str = "auto"
+    precision: Precision = "auto"
+    temporal: bool = True
+    refinement: bool = True
+    adjust: Callable[[Samples], Samples] | None = None
+
+
+class Network(NamedTuple):
+    """A model and the backend that runs it."""
+
+    model: Model
+    backend: Backend
+
+
+def open_network(info: VideoInfo, choice: MattingChoice, *, threads: int | None = None) -> Network:
+    """Find the model's weights and open a backend for pictures of `info`'s shape.
+
+    Raises ModelError and BackendError.
+    """
+    device = choose_device(choice.device, choice.backend.partition(":")[0])
+    model = resolve_model(choice.model, weights=choice.weights, device=device)
+    width, height = network_size(*info.upright_size, model.row)
+    backend = open_backend(
+        model,
+        size=(height, width),
+        backend=choice.backend,
+        device=choice.device,
+        precision=choice.precision,
+        threads=threads,
+    )
+    return Network(model, backend)
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """A conformed frame, its small upright RGB (H, W, 3) uint8, and the network's answer (h, w)."""
+
+    frame: Frame
+    image: NDArray[np.uint8]
+    probability: Probability
+
+
 class Matting:
     """The per-frame work on a CPU, from a source's frames to mattes of the same frames.
 
-    `curve` is the model's: alpha ≤ lo becomes 0 and ≥ hi becomes 1, the same for every
-    frame of every video. `adjust` edits the finished alpha. Belongs to one thread.
+    The model's curve (alpha ≤ lo becomes 0, ≥ hi becomes 1) is the same for every frame of every
+    video. `adjust` edits the finished alpha. `infer` and `finish` may run on two
+    threads, each on one.
     """
 
     def __init__(
         self,
         info: VideoInfo,
         layout: Layout,
-        backend: Backend,
+        network: Network,
         *,
-        curve: Curve,
         temporal: bool = True,
         refinement: bool = True,
         lookahead: int = LOOKAHEAD,
@@ -49,26 +102,46 @@ class Matting:
     ) -> None:
         self.conformer = Conformer(info, layout)
         self._bits = layout.bits
-        self._backend = backend
-        self._curve = curve
+        self._backend = network.backend
+        self._curve = network.model.row.curve
         self._refinement = refinement
         self._colour_planes = 1 if layout.model == "gray" else 3
         self._size = info.width, info.height
-        self._preparer = Preparer(info, backend.input_size)
+        self._preparer = Preparer(info, network.backend.input_size)
         self._temporal = TemporalFilter(lookahead=lookahead) if temporal else None
         self._adjust = adjust
-        self._images = np.empty((backend.batch, *backend.input_size, 3), np.uint8)
         self._held: deque[Frame] = deque()
 
-    def process(self, frames: Iterator[Frame]) -> Iterator[Matte]:
-        """Yield one matte per frame, in order.
+    def close(self) -> None:
+        """Free the network."""
+        self._backend.close()
 
-        An error from `frames` or the network at frame N passes through after exactly N mattes,
-        whatever is held back.
+    def process(self, frames: Iterator[Frame]) -> Iterator[Matte]:
+        """Yield one matte per frame, in order: `infer` and `finish` on one thread."""
+        return self.finish(self.infer(frames))
+
+    def infer(self, frames: Iterator[Frame]) -> Iterator[Inference]:
+        """Yield each frame with the network's answer; the first half, for a thread of its own.
+
+        An error from `frames` or the network at frame N passes through after exactly N answers.
         """
+        images = np.empty((self._backend.batch, *self._backend.input_size, 3), np.uint8)
+        for batch in _batches(frames, self._backend.batch):
+            conformed = [self.conformer.conform(frame) for frame in batch]
+            for image, frame in zip(images, conformed, strict=False):
+                self._preparer.prepare(frame.picture, image)
+            probabilities = self._backend.infer(images[: len(batch)])
+            for frame, image, probability in zip(conformed, images, probabilities, strict=False):
+                if not np.isfinite(probability.sum()):
+                    raise BackendError(f"frame {frame.index}: the network returned NaN")
+                yield Inference(frame, image.copy(), probability.copy())
+
+    def finish(self, inferences: Iterator[Inference]) -> Iterator[Matte]:
+        """Yield the mattes: the second half, which looks ahead and flushes before an error."""
         try:
-            for batch in _batches(frames, self._backend.batch):
-                yield from self._process_batch(batch)
+            for inference in inferences:
+                self._held.append(inference.frame)
+                yield from self._emit(self._steady(inference))
         except (CancelledError, GeneratorExit):
             raise
         except BaseException:
@@ -76,18 +149,10 @@ class Matting:
             raise
         yield from self._flush()
 
-    def _process_batch(self, batch: list[Frame]) -> Iterator[Matte]:
-        frames = [self.conformer.conform(frame) for frame in batch]
-        for image, frame in zip(self._images, frames, strict=False):
-            self._preparer.prepare(frame.picture, image)
-        probabilities = self._backend.infer(self._images[: len(frames)])
-        for frame, image, probability in zip(frames, self._images, probabilities, strict=False):
-            if not np.isfinite(probability.sum()):
-                raise BackendError(f"frame {frame.index}: the network returned NaN")
-            self._held.append(frame)
-            steady = [probability] if self._temporal is None else self._temporal.push(
-                probability, image)  # fmt: skip
-            yield from self._emit(steady)
+    def _steady(self, inference: Inference) -> list[Probability]:
+        if self._temporal is None:
+            return [inference.probability]
+        return self._temporal.push(inference.probability, inference.image)
 
     def _flush(self) -> Iterator[Matte]:
         if self._temporal is not None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from vidmatte.errors import CancelledError
 
 T = TypeVar("T")
-A = TypeVar("A")
-B = TypeVar("B")
 
 CHANNEL_DEPTH = 4
 CHANNEL_BYTES = 256 << 20  # four 8K pictures of 8 bits; at least one item always passes
@@ -146,40 +145,45 @@ class Outcome:
     hanging: list[str] = field(default_factory=list)
 
 
-class Pipeline(Generic[A, B]):
-    """Three workers: `produce` → `transform` → `consume`, linked by two channels.
+class Pipeline:
+    """A chain of workers: `produce` → one or more `stages` → `consume`, linked by channels.
 
-    `transform` gets an iterator over what `produce` yields and yields results; the iterator
-    raises a producer's error after the good items, and what the transform still yields after
-    catching it passes on: an error at item N lets exactly N items through. `finish` runs on
-    the consuming thread at the end in any case (close a file there: it may block in C code).
+    A stage gets an iterator over what comes before it and yields results; the iterator raises an
+    earlier error after the good items, and what the stage still yields after catching it passes
+    on: an error at item N lets exactly N items through. `finish` runs on the consuming thread at
+    the end in any case (close a file there: it may block in C code). `size_of` gives an item's
+    bytes.
     """
 
     def __init__(
         self,
-        produce: Iterable[A],
-        transform: Callable[[Iterator[A]], Iterator[B]],
-        consume: Callable[[B], None],
+        produce: Iterable[Any],
+        stages: Mapping[str, Callable[[Iterator[Any]], Iterator[Any]]],
+        consume: Callable[[Any], None],
         finish: Callable[[], None],
         *,
-        size_in: Callable[[A], int] = lambda item: 0,
-        size_out: Callable[[B], int] = lambda item: 0,
+        size_of: Callable[[Any], int] = lambda item: 0,
     ) -> None:
-        self._produce, self._transform = produce, transform
-        self._consume, self._finish = consume, finish
-        self._first: Channel[A] = Channel(size_of=size_in)
-        self._second: Channel[B] = Channel(size_of=size_out)
-        self.stages = [StageTimes("decode"), StageTimes("compute"), StageTimes("encode")]
+        self._produce, self._consume, self._finish = produce, consume, finish
+        self._channels: list[Channel[Any]] = [
+            Channel(size_of=size_of) for _ in range(len(stages) + 1)
+        ]
+        names = ("decode", *stages, "encode")
+        self.stages = [StageTimes(name) for name in names]
+        self._works: list[Callable[[], None]] = [self._produce_all]
+        for index, stage in enumerate(stages.values()):
+            self._works.append(partial(self._transform_all, stage, index))
+        self._works.append(self._consume_all)
         self._error: BaseException | None = None
         self._finish_error: BaseException | None = None
-        self._running = 3
+        self._running = len(names)
         self._start = time.perf_counter()
         self._count = threading.Lock()
 
     @property
     def done(self) -> int:
         """Items consumed so far."""
-        return self.stages[2].items
+        return self.stages[-1].items
 
     @property
     def elapsed_s(self) -> float:
@@ -193,7 +197,10 @@ class Pipeline(Generic[A, B]):
         KeyboardInterrupt where no handler is installed) stops the workers and passes through.
         """
         self._start = time.perf_counter()
-        threads = [self._launch(work, times.name, stop) for work, times in self._workers()]
+        threads = [
+            self._launch(work, times.name, stop)
+            for work, times in zip(self._works, self.stages, strict=True)
+        ]
         try:
             while not stop.wait(self._all_ended, tick_s) and not stop.requested:
                 tick()
@@ -212,10 +219,6 @@ class Pipeline(Generic[A, B]):
             hanging=[t.name for t in threads if t.is_alive()],
         )
 
-    def _workers(self) -> list[tuple[Callable[[], None], StageTimes]]:
-        works = (self._produce_all, self._transform_all, self._consume_all)
-        return list(zip(works, self.stages, strict=True))
-
     def _launch(self, work: Callable[[], None], name: str, stop: Stop) -> threading.Thread:
         def worker() -> None:
             work()
@@ -231,42 +234,39 @@ class Pipeline(Generic[A, B]):
         return self._running == 0
 
     def _cancel(self) -> None:
-        self._first.cancel()
-        self._second.cancel()
+        for channel in self._channels:
+            channel.cancel()
 
     def _produce_all(self) -> None:
-        times = self.stages[0]
-        try:
-            mark = time.perf_counter()
-            for item in self._produce:
-                times.busy_s += time.perf_counter() - mark
-                times.waiting_s += self._first.put(item)
-                times.items += 1
-                mark = time.perf_counter()
-            self._first.end()
-        except BaseException as error:  # noqa: BLE001 - travels behind the good items
-            self._first.end(error)
+        self._pump(iter(self._produce), self._channels[0], self.stages[0])
 
-    def _transform_all(self) -> None:
-        times = self.stages[1]
+    def _transform_all(self, stage: Callable[[Iterator[Any]], Iterator[Any]], index: int) -> None:
+        times = self.stages[index + 1]
+        incoming = self._channels[index]
+        self._pump(stage(_receive(incoming, times)), self._channels[index + 1], times)
+        incoming.cancel()  # whoever still fills it need not go on
+
+    @staticmethod
+    def _pump(items: Iterator[Any], channel: Channel[Any], times: StageTimes) -> None:
+        """Move items into a channel, then end it, with the error that ended the items if any."""
         try:
-            mark = time.perf_counter()
-            waited = times.waiting_s
-            for item in self._transform(self._incoming(self._first, times)):
-                now = time.perf_counter()
-                times.busy_s += now - mark - (times.waiting_s - waited)
-                times.waiting_s += self._second.put(item)
-                times.items += 1
+            while True:
                 mark, waited = time.perf_counter(), times.waiting_s
-            self._second.end()
+                item = next(items, _END)
+                times.busy_s += time.perf_counter() - mark - (times.waiting_s - waited)
+                if item is _END:
+                    break
+                times.waiting_s += channel.put(item)
+                times.items += 1
+                del item
+            channel.end()
         except BaseException as error:  # noqa: BLE001 - travels behind the good items
-            self._first.cancel()
-            self._second.end(error)
+            channel.end(error)
 
     def _consume_all(self) -> None:
-        times = self.stages[2]
+        times = self.stages[-1]
         try:
-            for item in self._incoming(self._second, times):
+            for item in _receive(self._channels[-1], times):
                 mark = time.perf_counter()
                 self._consume(item)
                 times.busy_s += time.perf_counter() - mark
@@ -281,13 +281,16 @@ class Pipeline(Generic[A, B]):
             self._finish_error = error
         times.busy_s += time.perf_counter() - mark
 
-    @staticmethod
-    def _incoming(channel: Channel[T], times: StageTimes) -> Iterator[T]:
-        while (taken := channel.get()) is not None:
-            item, waited = taken
-            times.waiting_s += waited
-            yield item
-            del item, taken  # the generator must not keep a picture alive while it waits
+
+_END = object()
+
+
+def _receive(channel: Channel[T], times: StageTimes) -> Iterator[T]:
+    while (taken := channel.get()) is not None:
+        item, waited = taken
+        times.waiting_s += waited
+        yield item
+        del item, taken  # the generator must not keep a picture alive while it waits
 
 
 def supervise(work: Callable[[], T], stop: Stop) -> T:

@@ -29,13 +29,12 @@ if TYPE_CHECKING:
 
 
 def build_renders(
-    info: VideoInfo, plans: list[OutputPlan], backdrop: Backdrop
-) -> tuple[Layout, list[Render]]:
-    """Choose the run's working layout and build one render per output plan.
+    info: VideoInfo, layout: Layout, plans: list[OutputPlan], backdrop: Backdrop
+) -> list[Render]:
+    """Build one render per output plan, for mattes of pictures in the working `layout`.
 
     One foreground estimate serves all outputs that need it.
     """
-    layout = working_layout(info, needs_alpha=any(p.content != "opaque" for p in plans))
     foreground = ForegroundCache(layout, interlaced=info.field_order != "progressive")
     renders: list[Render] = []
     for plan in plans:
@@ -45,7 +44,7 @@ def build_renders(
             renders.append(_opaque(info, layout, backdrop))
         else:
             renders.append(_transparent(layout, foreground))
-    return layout, renders
+    return renders
 
 
 def working_layout(info: VideoInfo, *, needs_alpha: bool) -> Layout:

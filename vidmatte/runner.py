@@ -6,14 +6,17 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from pathlib import Path
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from vidmatte.backdrop import Backdrop
+from vidmatte.compute.cpu._shared import load_cv2
 from vidmatte.errors import CancelledError, InputError
 from vidmatte.frames import Frame, Layout, Matte
+from vidmatte.matting import Inference, Matting, MattingChoice, open_network
 from vidmatte.outputs import Destination, destination_of, plan_for, refuse_same_file
 from vidmatte.pipeline import Outcome, Pipeline, Stop, supervise
+from vidmatte.renders import build_renders, working_layout
 from vidmatte.sinks.plan import Content, OutputPlan
 from vidmatte.sources.companions import Companions, SideChannel
 from vidmatte.sources.file import FileSource
@@ -22,29 +25,11 @@ from vidmatte.threads import thread_budget, usable_cores
 if TYPE_CHECKING:
     import av
 
-    from vidmatte.backends import Backend, Precision
-    from vidmatte.frames import Samples
-    from vidmatte.matting import Matting
-    from vidmatte.models.table import Curve
     from vidmatte.sinks import Sink
 
     Render = Callable[[Matte], av.VideoFrame]
 
 STDIN = "-"
-
-
-@dataclass(frozen=True, slots=True)
-class MattingChoice:
-    """Which network makes the mattes, where, and what is done to them afterwards."""
-
-    model: str | None = None
-    weights: Path | None = None
-    backend: str = "auto"
-    device: str = "auto"
-    precision: Precision = "auto"
-    temporal: bool = True
-    refinement: bool = True
-    adjust: Callable[[Samples], Samples] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +149,7 @@ class FileRun:
         )
         self._outputs: list[_Output] = []
         self._matting: Matting | None = None
+        self._layout: Layout
         self._last_s = 0.0
         self.result = RunResult()
 
@@ -242,11 +228,10 @@ class FileRun:
     def _pump(self, stop: Stop, on_progress: Callable[[Progress], None] | None) -> Outcome:
         pipeline = Pipeline(
             self._frames(),
-            self._transform,
+            {"infer": self._infer, "render": self._render},
             self._write,
             self._close_sinks,
-            size_in=lambda frame: _picture_bytes(frame.picture),
-            size_out=lambda pictures: sum(map(_picture_bytes, pictures)),
+            size_of=_bytes_of,
         )
         self._stop = stop
 
@@ -271,61 +256,44 @@ class FileRun:
             if self._cut.frames is not None and frame.index + 1 >= self._cut.frames:
                 return
 
-    def _transform(self, frames: Iterator[Frame]) -> Iterator[list[av.VideoFrame]]:
-        """Frames to one picture per output, on the compute thread, where the model is loaded."""
-        from vidmatte.renders import build_renders
+    def _infer(self, frames: Iterator[Frame]) -> Iterator[Inference]:
+        """Load the model and answer for every frame, on the inferring thread."""
+        needs_alpha = any(o.plan.content == "transparent" for o in self._outputs)
+        self._layout = working_layout(self._info, needs_alpha=needs_alpha)
+        with contextlib.closing(self._open_matting(self._layout)) as self._matting:
+            yield from self._matting.infer(frames)
 
-        backend, curve = self._open_backend()
-        try:
-            layout, renders = build_renders(
-                self._info, [o.plan for o in self._outputs], self._backdrop
-            )
-            self._matting = self._build_matting(layout, backend, curve)
-            for matte in self._matting.process(frames):
-                pictures = [render(matte) for render in renders]
-                for picture in pictures:
-                    picture.pts, picture.time_base = matte.frame.pts, matte.frame.time_base
-                self._last_s = matte.frame.time_s
-                yield pictures
-        finally:
-            backend.close()
+    def _render(self, inferences: Iterator[Inference]) -> Iterator[list[av.VideoFrame]]:
+        """Turn answers into one picture per output, on the rendering thread."""
+        first = next(inferences, None)  # the model is loaded by then
+        if first is None:
+            return
+        assert self._matting is not None
+        plans = [output.plan for output in self._outputs]
+        renders = build_renders(self._info, self._layout, plans, self._backdrop)
+        for matte in self._matting.finish(chain([first], inferences)):
+            pictures = [render(matte) for render in renders]
+            for picture in pictures:
+                picture.pts, picture.time_base = matte.frame.pts, matte.frame.time_base
+            self._last_s = matte.frame.time_s
+            yield pictures
 
-    def _open_backend(self) -> tuple[Backend, Curve]:
-        from vidmatte.backends import choose_device, open_backend
-        from vidmatte.models.registry import resolve_model
-        from vidmatte.models.table import network_size
-
+    def _open_matting(self, layout: Layout) -> Matting:
+        """Load the model, report what was chosen, and build the matting."""
         choice = self._matting_choice
-        device = choose_device(choice.device, choice.backend.partition(":")[0])
-        model = resolve_model(choice.model, weights=choice.weights, device=device)
-        width, height = network_size(*self._info.upright_size, model.row)
-        backend = open_backend(
-            model,
-            size=(height, width),
-            backend=choice.backend,
-            device=choice.device,
-            precision=choice.precision,
-            threads=self._budget.network,
-        )
-        self.result.device = backend.description
+        network = open_network(self._info, choice, threads=self._budget.network)
+        model = network.model
+        self.result.device = network.backend.description
         self.result.model = model.name
         if model.origin == "file":
             self.result.notes.append(f"weights {model.path}: SHA-256 {model.sha256}")
-        elif model.reason and device.startswith("cuda"):
+        elif model.reason.startswith("cuda"):
             self.result.notes.append(model.reason)
-        return backend, model.row.curve
-
-    def _build_matting(self, layout: Layout, backend: Backend, curve: Curve) -> Matting:
-        from vidmatte.compute.cpu._shared import load_cv2
-        from vidmatte.matting import Matting
-
         load_cv2().setNumThreads(self._budget.opencv)
-        choice = self._matting_choice
         return Matting(
             self._info,
             layout,
-            backend,
-            curve=curve,
+            network,
             temporal=choice.temporal and not self._info.is_still,
             refinement=choice.refinement,
             adjust=choice.adjust,
@@ -351,7 +319,7 @@ class FileRun:
     def _settle(self, outcome: Outcome, stop: Stop) -> None:
         """Rename, keep or remove the outputs, and fill in the result."""
         result = self.result
-        result.frames = outcome.stages[2].items
+        result.frames = outcome.stages[-1].items
         result.elapsed_s = outcome.elapsed_s
         result.media_s = self._last_s
         result.stage_share = {s.name: s.busy_s / outcome.elapsed_s for s in outcome.stages}
@@ -398,5 +366,8 @@ class FileRun:
                 self.result.kept_parts.append(str(kept))
 
 
-def _picture_bytes(picture: av.VideoFrame) -> int:
-    return sum(plane.buffer_size for plane in picture.planes)
+def _bytes_of(item: Frame | Inference | list[av.VideoFrame]) -> int:
+    if isinstance(item, list):
+        return sum(plane.buffer_size for picture in item for plane in picture.planes)
+    frame = item if isinstance(item, Frame) else item.frame
+    return sum(plane.buffer_size for plane in frame.picture.planes)

@@ -156,8 +156,9 @@ def run(
     Example: vidmatte run input.mp4 output.mp4 --background beach.jpg
     """
     from vidmatte.cli.console import Console, watch_signals
+    from vidmatte.matting import MattingChoice
     from vidmatte.pipeline import Stop
-    from vidmatte.runner import EncodingChoice, FileRun, MattingChoice
+    from vidmatte.runner import EncodingChoice, FileRun
 
     stop = Stop()
     watch_signals(stop)

@@ -1,0 +1,336 @@
+"""How fast vidmatte is on this machine, stage by stage and end to end, and how near its ceiling.
+
+    python benchmarks/fps.py [--clip FILE | --size 1280x720] [--model live] [--backend auto]
+                             [--precision auto] [--frames 300] [--repeat 3] [--json FILE]
+
+Prints a card (machine, versions, model, commit), the CPU time per frame of each stage alone, the
+ceiling (cores divided by the sum of CPU seconds per frame), the real command's frames per second
+with the model and with `--backend null`, latency and peak memory. Checks that frames out equal
+frames in. The last line of stdout is one JSON document. Numbers from machines that share their
+cores are noisy: compare ratios within one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidmatte.backdrop import Backdrop
+from vidmatte.backends import open_backend
+from vidmatte.compute.cpu._shared import load_cv2
+from vidmatte.compute.cpu.prepare import Preparer
+from vidmatte.compute.cpu.refine import refine
+from vidmatte.compute.cpu.temporal import TemporalFilter
+from vidmatte.frames import Frame, Matte, plane_views
+from vidmatte.matting import LOOKAHEAD, MattingChoice
+from vidmatte.models.registry import resolve_model
+from vidmatte.models.table import network_size
+from vidmatte.renders import build_renders, working_layout
+from vidmatte.sinks.file import FileSink
+from vidmatte.sinks.plan import plan_output
+from vidmatte.sources.file import FileSource
+from vidmatte.threads import thread_budget, usable_cores
+
+STAGE_FRAMES = 120  # frames that each stage is timed over, alone
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured."""
+
+    clip: Path
+    model: str
+    backend: str
+    precision: str
+    frames: int
+    repeat: int
+
+
+def main() -> None:
+    options = parse_options()
+    with tempfile.TemporaryDirectory() as folder:
+        clip = options.clip or make_clip(Path(folder), options.size, options.frames)
+        setting = Setting(
+            clip, options.model, options.backend, options.precision, options.frames, options.repeat
+        )
+        document = measure(setting, Path(folder))
+    line = json.dumps(document)
+    if options.json:
+        options.json.write_text(line + "\n")
+    print(line)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure vidmatte's speed on this machine.")
+    parser.add_argument("--clip", type=Path, help="video to measure on")
+    parser.add_argument("--size", default="1280x720", help="size of a generated clip")
+    parser.add_argument("--model", default="live")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--frames", type=int, default=300, help="frames of a generated clip")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of the whole command")
+    parser.add_argument("--json", type=Path, help="also write the document here")
+    return parser.parse_args()
+
+
+def make_clip(folder: Path, size: str, frames: int) -> Path:
+    from vidmatte.sources.synthetic import SyntheticClip
+
+    width, height = map(int, size.split("x"))
+    path = folder / "clip.mp4"
+    SyntheticClip(width=width, height=height, frame_count=frames).write_clip(path)
+    return path
+
+
+def measure(setting: Setting, folder: Path) -> dict[str, Any]:
+    card = make_card(setting)
+    show("machine", card)
+    stages = time_stages(setting, folder)
+    cpu_s = sum(s["cpu_ms"] for s in stages.values()) / 1000
+    cores = usable_cores()
+    ceiling = cores / cpu_s
+    show_stages(stages, ceiling)
+    whole = [run_command(setting, folder, setting.backend) for _ in range(setting.repeat)]
+    null = [run_command(setting, folder, "null") for _ in range(setting.repeat)]
+    fps = statistics.median(r["fps"] for r in whole)
+    null_fps = statistics.median(r["fps"] for r in null)
+    result = {
+        "fps": fps,
+        "of_ceiling": fps / ceiling,
+        "command_fps": statistics.median(r["command_fps"] for r in whole),
+        "null_fps": null_fps,
+        "of_null": fps / null_fps,
+        "ceiling_fps": ceiling,
+        "peak_memory_mb": max(r["peak_mb"] for r in whole),
+        **measure_latency(setting, folder),
+    }
+    show("end to end", {k: round(v, 3) for k, v in result.items()})
+    return {"card": card, "stages": stages, **result}
+
+
+def make_card(setting: Setting) -> dict[str, Any]:
+    with FileSource(setting.clip) as source:
+        info = source.info
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("vidmatte", "av", "openvino", "numpy")},
+        "commit": commit or "unknown",
+        "clip": f"{info.width}x{info.height} {info.codec} {info.pix_fmt}",
+        "model": setting.model,
+        "backend": setting.backend,
+        "precision": setting.precision,
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+class Timer:
+    """Adds up wall and CPU time of one stage."""
+
+    def __init__(self) -> None:
+        self.wall_s: list[float] = []
+        self.cpu_s = 0.0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        cpu, wall = time.process_time(), time.perf_counter()
+        yield
+        self.wall_s.append(time.perf_counter() - wall)
+        self.cpu_s += time.process_time() - cpu
+
+    def summary(self, frames: int) -> dict[str, float]:
+        wall_ms = [1000 * s for s in self.wall_s]
+        return {
+            "cpu_ms": 1000 * self.cpu_s / frames,
+            "wall_ms": sum(wall_ms) / frames,
+            "wall_p95_ms": float(np.percentile(wall_ms, 95)) if len(wall_ms) > 1 else wall_ms[0],
+        }
+
+
+def time_stages(setting: Setting, folder: Path) -> dict[str, dict[str, float]]:
+    """Time each stage alone, on the same frames, in the order of the pipeline."""
+    budget = thread_budget(usable_cores())
+    load_cv2().setNumThreads(budget.opencv)
+    decode = Timer()
+    frames: list[Frame] = []
+    with FileSource(setting.clip, threads=budget.decoder) as source, decode():
+        info = source.info
+        for frame in source:
+            frames.append(frame)
+            if len(frames) == STAGE_FRAMES:
+                break
+    timers = {name: Timer() for name in ("prepare", "infer", "temporal", "refine", "composite")}
+    pictures = render_all(setting, info, frames, timers)
+    encode = Timer()
+    plan = plan_output(info, ".mp4", "opaque")
+    with (folder / "stage.mp4").open("wb") as file:
+        sink = FileSink(file.fileno(), "stage.mp4", plan, info, threads=budget.encoder)
+        with encode():
+            for picture in pictures:
+                sink.write(picture)
+            sink.close()
+    timers = {"decode": decode, **timers, "encode": encode}
+    return {name: timer.summary(len(frames)) for name, timer in timers.items()}
+
+
+def render_all(setting: Setting, info: Any, frames: list[Frame], timers: dict[str, Timer]) -> Any:
+    model = resolve_model(setting.model)
+    width, height = network_size(*info.upright_size, model.row)
+    backend = open_backend(
+        model,
+        size=(height, width),
+        backend=setting.backend,
+        precision=setting.precision,  # type: ignore[arg-type]
+        threads=thread_budget(usable_cores()).network,
+    )
+    preparer = Preparer(info, backend.input_size)
+    temporal = TemporalFilter(lookahead=LOOKAHEAD)
+    layout = working_layout(info, needs_alpha=False)
+    plan = plan_output(info, ".mp4", "opaque")
+    (render,) = build_renders(info, layout, [plan], Backdrop("green"))
+    image = np.empty((1, *backend.input_size, 3), np.uint8)
+    for _ in range(3):
+        backend.infer(image)  # warm up
+    steady, pictures = [], []
+    for frame in frames:
+        with timers["prepare"]():
+            preparer.prepare(frame.picture, image[0])
+        with timers["infer"]():
+            probability = backend.infer(image)[0]
+        with timers["temporal"]():
+            steady += temporal.push(probability, image[0])
+    steady += temporal.flush()
+    assert len(steady) == len(frames), "one steady probability per frame"
+    curve = model.row.curve
+    for frame, probability in zip(frames, steady, strict=True):
+        with timers["refine"]():
+            planes = plane_views(frame.picture)[:3]
+            small = preparer.to_stored(probability)
+            alpha = refine(small, planes, bits=layout.bits, lo=curve.lo, hi=curve.hi)
+        with timers["composite"]():
+            picture = render(Matte(frame, alpha))
+        picture.pts, picture.time_base = frame.pts, frame.time_base
+        pictures.append(picture)
+    backend.close()
+    return pictures
+
+
+def run_command(setting: Setting, folder: Path, backend: str) -> dict[str, float]:
+    """Run the real command once; return its own fps, the whole command's, and peak memory."""
+    output = folder / "out.mp4"
+    command = [sys.executable, "-m", "vidmatte", "run", str(setting.clip), str(output)]
+    command += ["--overwrite", "--json", "--backend", backend, "--model", setting.model]
+    command += ["--precision", setting.precision]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    document = json.loads(process.stdout.read().splitlines()[-1])
+    _, status, usage = os.wait4(process.pid, 0)
+    elapsed_s = time.perf_counter() - start
+    assert status == 0, "the command failed"
+    frames = count_frames(output)
+    assert frames == document["frames"] == count_frames(setting.clip), "frames out = frames in"
+    return {
+        "fps": document["fps"],
+        "command_fps": frames / elapsed_s,
+        "peak_mb": usage.ru_maxrss / 1024,
+    }
+
+
+def count_frames(path: Path) -> int:
+    with FileSource(path) as source:
+        return sum(1 for _ in source)
+
+
+def measure_latency(setting: Setting, folder: Path) -> dict[str, float]:
+    """Time from a frame's leaving the decoder to its being handed to the encoder, per frame."""
+    from vidmatte.pipeline import Stop
+    from vidmatte.runner import FileRun
+
+    job = FileRun(
+        str(setting.clip),
+        {str(folder / "latency.mp4"): "opaque"},
+        matting=MattingChoice(setting.model, backend=setting.backend),
+        overwrite=True,
+    )
+    entered: dict[int, float] = {}
+    left: list[float] = []
+    job._frames = stamped(job._frames, entered)  # type: ignore[method-assign]
+    write = job._write
+
+    def timed_write(pictures: list[Any]) -> None:
+        pts = Fraction(pictures[0].pts * pictures[0].time_base)
+        left.append(time.perf_counter() - entered[hash(pts)])
+        write(pictures)
+
+    job._write = timed_write  # type: ignore[method-assign]
+    job.run(Stop())
+    values = np.percentile([1000 * s for s in left], [50, 95, 99])
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return dict(
+        zip(("latency_p50_ms", "latency_p95_ms", "latency_p99_ms"), values, strict=True),
+        process_peak_mb=growth,
+    )
+
+
+def stamped(
+    frames: Callable[[], Iterator[Frame]], entered: dict[int, float]
+) -> Callable[[], Iterator[Frame]]:
+    def produce() -> Iterator[Frame]:
+        for frame in frames():
+            entered[hash(Fraction(frame.pts * frame.time_base))] = time.perf_counter()
+            yield frame
+
+    return produce
+
+
+def show(title: str, values: dict[str, Any]) -> None:
+    print(f"\n{title}")
+    for name, value in values.items():
+        print(f"  {name:18} {value}")
+
+
+def show_stages(stages: dict[str, dict[str, float]], ceiling: float) -> None:
+    print(f"\n{'stage alone':12} {'CPU ms':>8} {'wall ms':>8} {'p95 ms':>8}")
+    for name, row in stages.items():
+        print(f"{name:12} {row['cpu_ms']:8.2f} {row['wall_ms']:8.2f} {row['wall_p95_ms']:8.2f}")
+    total = sum(row["cpu_ms"] for row in stages.values())
+    print(f"{'sum':12} {total:8.2f}            ceiling {ceiling:.1f} fps on {usable_cores()} cores")
+
+
+if __name__ == "__main__":
+    main()
