@@ -86,9 +86,9 @@ class FileSink:
         return "hybrid_fragmented+delay_moov" + ("+use_metadata_tags" if apple else "")
 
     def _timescale(self) -> str:
-        base = self._time_base()
-        return str(base.denominator // base.numerator if base.denominator >= 1000 else
-                   base.denominator * 1000 // base.numerator)  # fmt: skip
+        """Ticks per second of the track: the source's own clock, made fine enough for players."""
+        ticks = self._time_base().denominator
+        return str(ticks * -(-1000 // ticks))
 
     def _time_base(self) -> Fraction:
         if self._plan.container in SAFE_TIME_BASES:
