@@ -221,6 +221,21 @@ U2NETP = Network(
 )
 
 _OFFICIAL = "https://github.com/xuebinqin/U-2-Net"
+# Where each URL and hash was read; none of these files was ever fetched by this project, so a wrong
+# one can only fail the check. u2net_human_seg stays import only: no source that names itself gives
+# a direct URL together with a SHA-256.
+_U2NET_PTH = Download(
+    "https://huggingface.co/Carve/u2net-universal/resolve/"
+    "10305d785481cf4b2eee1d447c39cd6e5f43d74b/full_weights.pth",
+    "10025a17f49cd3208afc342b589890e402ee63123d6f2d289a4a0903695cce58",
+    "URL: carvekit (OPHoperHPO/image-background-remove-tool), carvekit/utils/download_models.py; "
+    "SHA-256 of the official u2net.pth: linxiaohui/image-service, U-2-Net/README.md",
+)
+_U2NETP_PTH = Download(
+    "https://drive.google.com/uc?export=download&id=1rbSTGKAE-MTxBYHd-51l2hMOQPT_7EPy",
+    "e7567cde013fb64813973ce6e1ecc25a80c05c3ca7adbc5a54f3c3d90991b854",
+    "link and SHA-256 of the official u2netp.pth: linxiaohui/image-service, U-2-Net/README.md",
+)
 # Not yet tuned on held-out pictures: narrow enough to keep soft edges, wide enough for exact ends.
 _OFFICIAL_CURVE = Curve(0.05, 0.95)
 
@@ -250,8 +265,8 @@ def models() -> dict[str, ModelRow]:
     """Return every known model by name, the embedded default first."""
     rows = [
         _live(),
-        ModelRow("u2netp", U2NETP, _OFFICIAL_CURVE, "Apache-2.0", _OFFICIAL),
-        ModelRow("u2net", U2NET, _OFFICIAL_CURVE, "Apache-2.0", _OFFICIAL),
+        ModelRow("u2netp", U2NETP, _OFFICIAL_CURVE, "Apache-2.0", _OFFICIAL, download=_U2NETP_PTH),
+        ModelRow("u2net", U2NET, _OFFICIAL_CURVE, "Apache-2.0", _OFFICIAL, download=_U2NET_PTH),
         ModelRow("u2net_human_seg", U2NET, _OFFICIAL_CURVE, "Apache-2.0", _OFFICIAL),
     ]
     return {row.name: row for row in rows}
