@@ -29,7 +29,8 @@ from typing import Any
 
 import av
 from corpus_manifest import Entry, generate_corpus, load_manifest
-from corpus_media import Media, Turn, inspect
+from corpus_media import Media, inspect
+from corpus_probe import Turn
 from corpus_rules import Case, complaints
 from corpus_run import (
     DEFAULT_COMMAND,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy as np
 from av.video.reformatter import ColorRange
-from corpus_media import CODE_COLUMNS, EXACT, UPRIGHT, Turn, strip_height, turn_upright
+from corpus_media import CODE_COLUMNS, EXACT, UPRIGHT, strip_height, turn_upright
+from corpus_probe import Turn
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from corpus_media import UPRIGHT, Turn
+from corpus_media import UPRIGHT
+from corpus_probe import Turn
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,6 @@ columns (white, black, 12 bits from the highest, even parity, black), the bottom
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import re
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -23,18 +19,28 @@ import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from corpus_probe import (
+    Turn,
+    colour_tags,
+    display_turn,
+    field_order,
+    hdr_values,
+    probe,
+    ratio,
+    sample_aspect,
+    stream_counts,
+    stream_of,
+)
 from numpy.typing import NDArray
 
-FFPROBE = os.environ.get("FFPROBE", "ffprobe")
-PROBE_TIMEOUT_S = 30
 THUMB = 16
+PCM_BYTES = 1024
 CODE_COLUMNS = 16
 PATCH_COUNT = 6
 UPRIGHT = (1, 0, 0, 1)
 # The fast paths of swscale 8.1 leave the last columns unwritten where the width is no multiple of
 # 16 (yuv420p to rgba, 180 px wide: 4 columns); these flags take the exact path.
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-Turn = tuple[int, int, int, int]
 Colours = NDArray[np.float64]
 _MATRICES = {"bt709": 1, "fcc": 4, "bt470bg": 5, "smpte170m": 5, "smpte240m": 7, "bt2020nc": 9}
 
@@ -157,21 +163,6 @@ def turn_upright(picture: NDArray[Any], turn: Turn) -> NDArray[Any]:
     return picture[::-1] if d < 0 else picture
 
 
-def probe(path: Path) -> dict[str, Any]:
-    """Return ffprobe's JSON: format, streams, chapters and the first frames."""
-    sections = ["-show_format", "-show_streams", "-show_chapters", "-show_frames"]
-    command = [FFPROBE, "-v", "error", *sections, "-read_intervals", "%+#80", "-of", "json"]
-    done = subprocess.run(
-        [*command, "-i", f"file:{path}"],
-        capture_output=True,
-        timeout=PROBE_TIMEOUT_S,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    result: dict[str, Any] = json.loads(done.stdout or b"{}")
-    return result
-
-
 def inspect(path: Path, *, turn: Turn | None = None, planes: bool = False) -> Media:
     """Decode a whole file.
 
@@ -184,13 +175,13 @@ def inspect(path: Path, *, turn: Turn | None = None, planes: bool = False) -> Me
         video = _main_video(container)
         if video is None:
             raise ValueError(f"no picture stream in {path.name!a}")
-        stream = _probed(report, video.index)
+        stream = stream_of(report, video.index)
         frame: dict[str, Any] = next(
             (f for f in report.get("frames", []) if f.get("stream_index") == video.index), {}
         )
         if turn is None:
-            turn = _display_turn(stream) or _display_turn(frame) or _first_frame_turn(path)
-        reader = _Reader(container, video, turn, planes, _tags(stream, frame))
+            turn = display_turn(stream) or display_turn(frame) or _first_frame_turn(path)
+        reader = _Reader(container, video, turn, planes, colour_tags(stream, frame))
         reader.read()
         return Media(
             container=container.format.name,
@@ -198,18 +189,22 @@ def inspect(path: Path, *, turn: Turn | None = None, planes: bool = False) -> Me
             width=video.width,
             height=video.height,
             pix_fmt=str(reader.pix_fmt),
-            sar=_ratio(stream.get("sample_aspect_ratio", ""), Fraction(1)),
+            sar=sample_aspect(stream, frame),
             turn=turn,
             time_base=Fraction(video.time_base or 0),
-            average_rate=_ratio(stream.get("avg_frame_rate", ""), Fraction(0)),
+            average_rate=ratio(stream.get("avg_frame_rate", ""), Fraction(0)),
             colour_tags=reader.tags,
-            hdr=_hdr(frame, stream),
-            field_order=_field_order(frame),
+            hdr=hdr_values(frame, stream),
+            field_order=field_order(frame),
             pictures=reader.pictures,
             sounds=[track.sound(report) for track in reader.tracks.values()],
-            counts=_counts(report),
+            counts=stream_counts(report),
             tags={k.lower(): v for k, v in report.get("format", {}).get("tags", {}).items()},
         )
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()[:12]
 
 
 class _Track:
@@ -221,6 +216,16 @@ class _Track:
         self.end_s = 0.0
         self.samples = 0
         self.digests: list[str] = []
+        self._uncompressed = b""
+
+    def add_packet(self, data: bytes) -> None:
+        if not self.stream.codec_context.name.startswith("pcm_"):
+            self.digests.append(_digest(data))
+            return
+        self._uncompressed += data  # every container cuts PCM as it likes
+        while len(self._uncompressed) >= PCM_BYTES:
+            self.digests.append(_digest(self._uncompressed[:PCM_BYTES]))
+            self._uncompressed = self._uncompressed[PCM_BYTES:]
 
     def add(self, frame: av.AudioFrame) -> None:
         self.samples += frame.samples
@@ -231,7 +236,7 @@ class _Track:
         self.end_s = time_s + frame.samples / (frame.sample_rate or 1)
 
     def sound(self, report: dict[str, Any]) -> Sound:
-        probed = _probed(report, self.stream.index)
+        probed = stream_of(report, self.stream.index)
         return Sound(
             codec=str(probed.get("codec_name")),
             channels=self.stream.codec_context.channels,
@@ -272,7 +277,7 @@ class _Reader:
         for packet in _surviving(packets):
             track = self.tracks.get(packet.stream.index)
             if track is not None and packet.size:
-                track.digests.append(hashlib.sha1(bytes(packet)).hexdigest()[:12])
+                track.add_packet(bytes(packet))
             for frame in self._decode(packet):
                 if track is not None:
                     track.add(frame)
@@ -318,7 +323,11 @@ class _Reader:
             dst_color_range=ColorRange.JPEG,
             interpolation=EXACT,
         )
-        return converted.to_ndarray().astype(np.uint8, copy=False)
+        rgba = converted.to_ndarray().astype(np.uint8, copy=False)
+        if frame.format.name.startswith("gray") and self.tags["range"] == "tv":
+            rgba = rgba.copy()  # swscale takes gray for full range, whatever it is told
+            rgba[..., :3] = np.clip((rgba[..., :3].astype(np.float32) - 16) * 255 / 219, 0, 255)
+        return rgba
 
 
 def component_planes(frame: av.VideoFrame) -> dict[str, NDArray[Any]]:
@@ -326,6 +335,8 @@ def component_planes(frame: av.VideoFrame) -> dict[str, NDArray[Any]]:
 
     Keys are Y, U, V or G, B, R, and A; arrays are (H, W) uint8, or uint16 above 8 bits.
     """
+    if frame.format.name == "rgb555le":  # straight to gbrp swscale leaves the low bits zero
+        frame = frame.reformat(format="rgb24", interpolation=EXACT)
     planar = _PLANAR_SIBLINGS.get(frame.format.name)
     if planar is not None:
         frame = frame.reformat(format=planar, interpolation=EXACT)
@@ -346,7 +357,7 @@ _PLANAR_SIBLINGS = {
     "uyvy422": "yuv422p",
     "yuyv422": "yuv422p",
     "p010le": "yuv420p10le",
-    **dict.fromkeys(["rgb24", "bgr24", "rgb0", "bgr0", "0rgb", "rgb555le"], "gbrp"),
+    **dict.fromkeys(["rgb24", "bgr24", "rgb0", "bgr0", "0rgb"], "gbrp"),
     **dict.fromkeys(["rgba", "bgra", "argb", "abgr", "pal8"], "gbrap"),
     "rgb48le": "gbrp16le",
     "rgba64le": "gbrap16le",
@@ -406,27 +417,6 @@ def _inner_columns(width: int, count: int) -> Iterator[slice]:
         yield slice(left + margin, right - margin)
 
 
-def _probed(report: dict[str, Any], index: int) -> dict[str, Any]:
-    """Stream `index` of the report; ffprobe of another version may know fewer streams."""
-    return next((s for s in report.get("streams", []) if s.get("index") == index), {})
-
-
-def _ratio(text: str, default: Fraction) -> Fraction:
-    top, _, bottom = text.replace(":", "/").partition("/")
-    if not top.isdigit() or not bottom.isdigit() or not int(bottom) or not int(top):
-        return default
-    return Fraction(int(top), int(bottom))
-
-
-def _display_turn(holder: dict[str, Any]) -> Turn | None:
-    for side in holder.get("side_data_list", []):
-        numbers = re.findall(r":((?:\s+-?\d+){3})", side.get("displaymatrix", ""))
-        if len(numbers) == 3:
-            (a, b, _), (c, d, _) = ([int(n) for n in row.split()] for row in numbers[:2])
-            return tuple(int(np.sign(n)) for n in (a, b, c, d))  # type: ignore[return-value]
-    return None
-
-
 def _first_frame_turn(path: Path) -> Turn:
     """Ask PyAV, whose FFmpeg is younger: ffprobe before 6 knows no rotation in Matroska."""
     with av.open(f"file:{path}", metadata_errors="replace") as container:
@@ -443,36 +433,3 @@ def _first_frame_turn(path: Path) -> Turn:
         matrix = np.frombuffer(memoryview(side), "<i4")
         a, b, c, d = (int(n) for n in np.sign(matrix[[0, 1, 3, 4]]))
         return a, b, c, d
-
-
-def _tags(stream: dict[str, Any], frame: dict[str, Any]) -> dict[str, str]:
-    names = {
-        "matrix": "color_space",
-        "range": "color_range",
-        "primaries": "color_primaries",
-        "transfer": "color_transfer",
-    }
-    return {k: str(frame.get(v) or stream.get(v) or "unknown") for k, v in names.items()}
-
-
-def _hdr(frame: dict[str, Any], stream: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Mastering display and content light values, as reduced fractions in text."""
-    found = {}
-    for side in [*stream.get("side_data_list", []), *frame.get("side_data_list", [])]:
-        name = side.get("side_data_type", "")
-        if name in ("Mastering display metadata", "Content light level metadata"):
-            values = {k: v for k, v in side.items() if k != "side_data_type"}
-            found[name] = tuple(f"{k}={Fraction(v)}" for k, v in sorted(values.items()))
-    return found
-
-
-def _field_order(frame: dict[str, Any]) -> str:
-    if not frame.get("interlaced_frame"):
-        return "progressive"
-    return "tff" if frame.get("top_field_first") else "bff"
-
-
-def _counts(report: dict[str, Any]) -> dict[str, int]:
-    kinds = [s.get("codec_type") for s in report.get("streams", [])]
-    counts = {k: kinds.count(k) for k in ("video", "audio", "subtitle", "data", "attachment")}
-    return {**counts, "chapter": len(report.get("chapters", []))}
