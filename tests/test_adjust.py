@@ -78,7 +78,7 @@ def test_edits_come_in_their_order() -> None:
     alpha = _square(np.uint8)
     alpha[0:4, 0:4] = 255
     alpha[19, 30:50] = 100
-    edited = adjust(alpha, largest_subject=True, threshold=0.3, grow_px=2)
+    edited = adjust(alpha, largest=True, threshold=0.3, grow_px=2)
     assert edited[:10, :10].max() == 0
     assert edited[17, 40] == 255
     assert edited[16, 40] == 0

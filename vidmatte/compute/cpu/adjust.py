@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 def adjust(
     alpha: Samples,
     *,
-    largest_subject: bool = False,
+    largest: bool = False,
     threshold: float | None = None,
     grow_px: int = 0,
     feather_px: float = 0.0,
 ) -> Samples:
-    """Apply the edits that are asked for, in this order: subject, threshold, grow, feather."""
-    if largest_subject:
+    """Apply what is asked for, in this order: `largest` subject, threshold, grow, feather."""
+    if largest:
         alpha = keep_largest_subject(alpha)
     if threshold is not None:
         alpha = binarize(alpha, threshold)
