@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vidmatte.frames import Colour, Frame, Matte, VideoInfo
+from vidmatte.inputs import source_of
 from vidmatte.matting import Matting, MattingChoice, open_network
 from vidmatte.pipeline import Stop
 from vidmatte.renders import working_layout
 from vidmatte.runner import Cut, EncodingChoice, FileRun, Progress, RunResult
-from vidmatte.sources.file import FileSource
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +88,7 @@ def mattes(
     `matte.alpha` is (H, W) uint8, uint16 above 8 bits, in the stored orientation;
     `matte.frame.picture` is the decoder's own picture and read-only. Raises VidmatteError.
     """
-    with FileSource(fspath(source)) as opened:
+    with source_of(fspath(source)) as opened:
         choice = MattingChoice(model, _path(weights), backend, device, precision)
         with closing(_open(opened.info, choice, temporal=temporal)) as matting:
             yield from matting.process(iter(opened))

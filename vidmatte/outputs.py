@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from vidmatte.errors import OutputError, UsageError
 from vidmatte.frames import VideoInfo
+from vidmatte.sequences import is_sequence, numbered_files
 from vidmatte.sinks import Sink
 from vidmatte.sinks._shared import os_reason
 from vidmatte.sinks.file import FileSink
 from vidmatte.sinks.gif import GifSink
 from vidmatte.sinks.images import PictureSink, SequenceSink
 from vidmatte.sinks.part import PartFile, check_target
-from vidmatte.sinks.plan import SEQUENCE, Content, OutputPlan, plan_output
+from vidmatte.sinks.plan import Content, OutputPlan, plan_output
 
 if TYPE_CHECKING:
     from vidmatte.sinks._streams import CompanionReader
@@ -171,8 +172,10 @@ class SequenceDestination:
     """Numbered pictures in a folder, written as a part folder beside them."""
 
     def __init__(self, pattern: Path, *, overwrite: bool) -> None:
-        first = pattern.with_name(pattern.name % 1)
-        check_target(first, overwrite=overwrite)
+        there = numbered_files(pattern)
+        check_target(
+            there[0][1] if there else pattern.with_name(pattern.name % 1), overwrite=overwrite
+        )
         self.name = str(pattern)
         self._pattern = pattern
         self._sink: SequenceSink | None = None
@@ -226,11 +229,6 @@ def destination_of(name: str, *, overwrite: bool) -> Destination:
     return FileDestination(path, overwrite=overwrite)
 
 
-def is_sequence(path: Path) -> bool:
-    """Whether the name is a pattern of numbered pictures (`frame_%04d.png`)."""
-    return len(SEQUENCE.findall(path.name)) == 1 and path.name.count("%") == 1
-
-
 def plan_for(
     name: str,
     info: VideoInfo,
@@ -272,15 +270,16 @@ def refuse_same_file(outputs: list[str], inputs: list[str]) -> None:
     """Raise UsageError where an output is an input, a background, or another output."""
     seen: dict[object, str] = {}
     for name in inputs:
-        if (key := _identity(name)) is not None:
-            seen[key] = name
+        if name != STDOUT:  # from standard input to standard output is no circle
+            seen[_identity(name)] = name
     for name in outputs:
-        key = _identity(name)
-        if key is not None and key in seen:
-            other = seen[key]
+        keys = [_identity(name)]
+        if is_sequence(Path(name)):
+            keys += [_identity(str(path)) for _, path in numbered_files(Path(name))]
+        other = next((seen[key] for key in keys if key in seen), None)
+        if other is not None:
             raise UsageError(f"{name}: is also {other}", hint="choose another output name")
-        if key is not None:
-            seen[key] = name
+        seen |= dict.fromkeys(keys, name)
 
 
 def _identity(name: str) -> object:

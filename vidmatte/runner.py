@@ -13,6 +13,7 @@ from vidmatte.backdrop import Backdrop
 from vidmatte.compute.cpu._shared import load_cv2
 from vidmatte.errors import CancelledError, InputError
 from vidmatte.frames import Frame, Layout, Matte
+from vidmatte.inputs import files_of, source_of
 from vidmatte.matting import Inference, Matting, MattingChoice, open_network
 from vidmatte.outputs import Destination, destination_of, plan_for, refuse_same_file
 from vidmatte.pipeline import Outcome, Pipeline, Stop, supervise
@@ -109,7 +110,8 @@ class _Output:
 class FileRun:
     """One input, one pass, one or more outputs.
 
-    `outputs` maps names to what they hold. Building it checks names and options and loads
+    `outputs` maps names to what they hold. `rate` is the frames per second where the source is a
+    pattern of numbered pictures. Building it checks names and options and loads
     nothing heavy; `run` does the work. Both raise VidmatteError subclasses.
     """
 
@@ -123,6 +125,7 @@ class FileRun:
         matting: MattingChoice | None = None,
         encoding: EncodingChoice | None = None,
         cut: Cut | None = None,
+        rate: Fraction | None = None,
         max_pixels: int | None = None,
         overwrite: bool = False,
         strict: bool = False,
@@ -134,19 +137,20 @@ class FileRun:
         self._cut = cut or Cut()
         self._strict = strict
         self._backdrop = Backdrop(background, fit)
-        refuse_same_file(list(outputs), [source, *self._backdrop.files])
-        self._destinations = {n: destination_of(n, overwrite=overwrite) for n in outputs}
         self._budget = thread_budget(usable_cores())
         self._side = SideChannel() if source == STDIN else None
         self._companions: Companions | SideChannel | None = self._side
-        self._source = FileSource(
+        self._source = source_of(
             source,
+            rate=rate,
             threads=self._budget.decoder,
             start_s=self._cut.start_s,
             end_s=self._cut.end_s,
             max_pixels=max_pixels,
             on_packet=self._side.put if self._side else None,
         )
+        refuse_same_file(list(outputs), [*files_of(self._source, source), *self._backdrop.files])
+        self._destinations = {n: destination_of(n, overwrite=overwrite) for n in outputs}
         self._outputs: list[_Output] = []
         self._matting: Matting | None = None
         self._layout: Layout
@@ -178,7 +182,7 @@ class FileRun:
 
     def _open(self, resources: contextlib.ExitStack) -> None:
         """Open source, background and sinks; on a worker thread, since opening may block."""
-        self._source = resources.enter_context(self._source)
+        resources.enter_context(self._source)
         self._backdrop.check()
         self._info = self._source.info
         if self._cut.frames == 1:
@@ -202,6 +206,7 @@ class FileRun:
         self, resources: contextlib.ExitStack, plans: dict[str, OutputPlan]
     ) -> None:
         if self._side is not None:
+            assert isinstance(self._source, FileSource)  # it is standard input
             self._side.describe(self._source.container)
             self._side.stop_s = self._cut.length_s
         elif any(p.kind == "video" for p in plans.values()) and self._source.has_companions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ TRANSPARENT_BY_NAME = frozenset(
 )
 
 _TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")
+_RATE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(?:/([1-9]\d{0,8}))?")
 _SIZE = re.compile(r"(\d+)x(\d+)")
 
 
@@ -53,6 +55,22 @@ class SizeType(click.ParamType[int]):
         if match is None:
             self.fail(f"'{value}' is not a size like 8192x4320", param, ctx)
         return int(match[1]) * int(match[2])
+
+
+class RateType(click.ParamType[Fraction]):
+    """Frames per second: 25, 29.97 or 30000/1001."""
+
+    name = "rate"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Fraction:
+        """Return frames per second."""
+        match = _RATE.fullmatch(str(value))
+        rate = Fraction(match[1]) / int(match[2] or 1) if match else Fraction(0)
+        if not Fraction(1, 3600) <= rate <= 1000:
+            self.fail(f"'{value}' is not a rate like 25, 29.97 or 30000/1001", param, ctx)
+        return rate
 
 
 @click.command()
@@ -98,6 +116,12 @@ class SizeType(click.ParamType[int]):
 @click.option("--start", type=TimeType(), metavar="TIME", help="Begin here, e.g. 00:12.")
 @click.option("--end", type=TimeType(), metavar="TIME", help="Stop before here.")
 @click.option("--frame", type=TimeType(), metavar="TIME", help="Only the picture at this time.")
+@click.option(
+    "--rate",
+    type=RateType(),
+    metavar="FPS",
+    help="Frames per second of numbered pictures. Default: 25.",
+)
 @click.option("--no-audio", is_flag=True, help="Leave the sound out.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--strict", is_flag=True, help="Make damage in the input an error.")
@@ -134,6 +158,7 @@ def run(
     start: float | None,
     end: float | None,
     frame: float | None,
+    rate: Fraction | None,
     no_audio: bool,
     overwrite: bool,
     strict: bool,
@@ -181,6 +206,7 @@ def run(
             matting=matting,
             encoding=encoding,
             cut=cut,
+            rate=rate,
             max_pixels=max_size,
             overwrite=overwrite,
             strict=strict,

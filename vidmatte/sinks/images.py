@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vidmatte.errors import OutputError
 from vidmatte.frames import VideoInfo
+from vidmatte.sequences import numbered_files
 from vidmatte.sinks._shared import Converter, Turner, os_reason, output_error
 from vidmatte.sinks.plan import OutputPlan
 
@@ -77,6 +78,7 @@ class SequenceSink:
         self._encoder = PictureEncoder(plan, info)
         self._number = start
         self._files: list[str] = []
+        self.notes: list[str] = []
         try:
             self._folder.mkdir()
         except FileExistsError:
@@ -98,7 +100,11 @@ class SequenceSink:
         self._number += 1
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Nothing is held back; name what an earlier, longer run has left under these names."""
+        ours = set(self._files)
+        left = [path.name for _, path in numbered_files(self._pattern) if path.name not in ours]
+        if left:
+            self.notes = [f"{len(left)} pictures of an earlier run stay, first {left[0]}"]
 
     def commit(self) -> None:
         """Move the pictures to their final names and remove the part folder."""

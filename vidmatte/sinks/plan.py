@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from vidmatte.errors import UsageError
-from vidmatte.frames import Layout, VideoInfo, layout_of
+from vidmatte.frames import Layout, Orientation, VideoInfo, layout_of
 
 Content = Literal["opaque", "transparent", "matte"]
 Kind = Literal["video", "sequence", "picture", "gif"]
@@ -88,7 +88,6 @@ ENCODER_FORMATS = {
 }  # fmt: skip
 _PACKED = re.compile(r"(bgra|rgba|argb|abgr|rgba64\w*)|(rgb24|bgr24|bgr0|rgb48\w*)|(gray16be)")
 HOLDS_ORIENTATION = frozenset({"mp4", "mov", "matroska"})
-SEQUENCE = re.compile(r"%0?(\d*)d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +137,7 @@ def plan_output(
     else:
         pix_fmt = nearest_format(wanted, ENCODER_FORMATS[encoder])
     pix_fmt, notes = _fit_odd_size(info, encoder, pix_fmt)
-    turned = container not in HOLDS_ORIENTATION and info.display_matrix is not None
+    turned = container not in HOLDS_ORIENTATION and info.orientation != Orientation()
     if content != "matte":
         notes += _format_notes(source, info, encoder, pix_fmt)
     if turned:
@@ -304,7 +303,7 @@ def _plan_pictures(
     pix_fmt = nearest_format(wanted, ENCODER_FORMATS[encoder])
     kind: Kind = "sequence" if is_sequence else "picture"
     options = {"lossless": "1"} if encoder == "libwebp" and content == "matte" else {}
-    turned = info.display_matrix is not None or info.orientation.rotate_cw != 0
+    turned = info.orientation != Orientation()
     return OutputPlan(kind, "", encoder, pix_fmt, content, options, turned)
 
 
