@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from skimage.data import astronaut
 
-from vidmatte.compute.cpu.colour import matrix_for, planes_from_rgb, tone_map, yuv_colour
+from vidmatte.compute.cpu.colour import (
+    effective_colour,
+    matrix_for,
+    planes_from_rgb,
+    tone_map,
+    yuv_colour,
+)
 from vidmatte.compute.cpu.geometry import to_stored, to_upright
 from vidmatte.compute.cpu.prepare import Preparer
 from vidmatte.frames import Colour, Orientation, VideoInfo, layout_of, plane_views
@@ -148,14 +154,45 @@ def test_orientation_mirrors_before_it_turns_clockwise():
         )
 
 
-@pytest.mark.parametrize("pix_fmt", ["gray", "gray10le"])
-def test_gray_is_read_in_its_full_range(pix_fmt):
-    picture = av.VideoFrame(96, 64, pix_fmt)
-    view = plane_views(picture, writable=True)[0]
-    view[...] = 40 << (layout_of(pix_fmt).bits - 8)
+GRAYS = ["gray", "gray10le", "gray16le", "yuvj420p", "yuv420p10le", "gbrp", "gbrp10le", "gbrp16le"]
+
+
+@pytest.mark.parametrize("pix_fmt", GRAYS)
+@pytest.mark.parametrize("level", [0, 40, 128, 255])
+def test_grays_keep_their_level_from_black_to_white(pix_fmt, level):
+    info = info_of(pix_fmt, 96, 64)
+    layout = layout_of(pix_fmt)
+    flat = np.full((64, 96, 3), level / 255)
+    picture = stored_picture(flat, pix_fmt, effective_colour(info, layout))
     out = np.empty((*NETWORK, 3), np.uint8)
-    Preparer(info_of(pix_fmt, 96, 64), NETWORK).prepare(picture, out)
-    assert abs(out.astype(int) - 40).max() <= 1
+    Preparer(info, NETWORK).prepare(picture, out)
+    assert (out == level).all()
+
+
+def test_samples_beyond_white_and_black_saturate():
+    """Limited range leaves room above white and below black: it must not wrap around."""
+    out = np.empty((*NETWORK, 3), np.uint8)
+    for sample, level in ((255, 255), (0, 0)):
+        picture = av.VideoFrame(96, 64, "yuv420p")
+        for view, value in zip(
+            plane_views(picture, writable=True), (sample, 128, 128), strict=True
+        ):
+            view[...] = value
+        Preparer(info_of("yuv420p", 96, 64), NETWORK).prepare(picture, out)
+        assert (out == level).all()
+
+
+@pytest.mark.parametrize("pix_fmt", ["nv12", "yuyv422", "bgr24", "p010le", "rgba"])
+def test_packed_pictures_are_read_too(pix_fmt):
+    rgb = photograph(192, 128)
+    info = info_of("yuv420p", 192, 128)
+    planar = stored_picture(rgb, "yuv420p", yuv_colour(info))
+    packed = planar.reformat(format=pix_fmt)
+    results = [np.empty((*NETWORK, 3), np.uint8) for _ in range(2)]
+    Preparer(info, NETWORK).prepare(planar, results[0])
+    Preparer(info_of(pix_fmt, 192, 128), NETWORK).prepare(packed, results[1])
+    # swscale's own conversion to 4:2:2 or RGB at full size lies between the two.
+    assert abs(results[0].astype(float) - results[1]).mean() < 2
 
 
 def pq_inverse(nit):

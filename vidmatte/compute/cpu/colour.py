@@ -187,6 +187,22 @@ def scale_and_offset(colour: Colour, layout: Layout) -> tuple[NDArray[np.float64
     return np.array([219.0, 224.0, 224.0]) * step, np.array([16.0, 128.0, 128.0]) * step
 
 
+@lru_cache(maxsize=8)
+def rgb_matrix(colour: Colour, layout: Layout, peak: int, shift: int) -> NDArray[np.float32]:
+    """Return the 3 x (planes + 1) matrix from samples, and 1, to R'G'B' in 0..peak.
+
+    The samples are those of `layout`, shifted left by `shift` bits.
+    """
+    scale, offset = (values * (1 << shift) for values in scale_and_offset(colour, layout))
+    if layout.model == "rgb":
+        inverse = np.eye(3)[[2, 0, 1]] * peak / scale
+    else:
+        inverse = np.linalg.inv(matrix_for(colour)) * peak / scale
+    if layout.model == "gray":
+        inverse, offset = inverse[:, :1], offset[:1]
+    return np.column_stack([inverse, -inverse @ offset]).astype(np.float32)
+
+
 def colour_samples(rgb: tuple[int, int, int], colour: Colour, layout: Layout) -> tuple[int, ...]:
     """Return the sample of each colour plane for one sRGB colour (0..255)."""
     picture = np.array(rgb, np.uint8).reshape(1, 1, 3)
