@@ -139,10 +139,13 @@ class Carrier:
         output.metadata.update(kept_tags(stream.metadata))
         output.disposition = stream.disposition
 
+        unframe = _unframer(self._container, stream)
+
         def forward(packet: Packet) -> None:
-            if self._in_order(packet):
-                packet.stream = output
-                self._container.mux(packet)
+            for bare in unframe(packet):
+                if self._in_order(bare):
+                    bare.stream = output
+                    self._container.mux(bare)
 
         self._routes[stream.index] = forward
         self.copied += 1
@@ -168,6 +171,30 @@ class Carrier:
         """Flush the converters."""
         for transcoder in self._encoders:
             transcoder.finish()
+
+
+def _unframer(container: OutputContainer, stream: Stream) -> Callable[[Packet], Iterable[Packet]]:
+    """Strip the ADTS headers that AAC carries in transport streams where MP4 wants it bare.
+
+    FFmpeg's muxer does it by itself, but not with `delay_moov`.
+    """
+    import av
+    from av.bitstream import BitStreamFilterContext
+
+    context = stream.codec_context
+    is_framed = context is not None and context.codec.canonical_name == "aac" and not (
+        context.extradata)  # fmt: skip
+    if not is_framed or container.format.name not in ("mp4", "mov"):
+        return lambda packet: (packet,)
+    bare = BitStreamFilterContext("aac_adtstoasc", stream)
+
+    def unframe(packet: Packet) -> Iterable[Packet]:
+        try:
+            return bare.filter(packet)
+        except av.FFmpegError:
+            return ()  # a damaged packet of sound
+
+    return unframe
 
 
 class _Transcoder:
