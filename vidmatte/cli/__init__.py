@@ -60,7 +60,7 @@ def main() -> NoReturn:
         code = _fail("out of memory", "use a smaller --max-size or fewer outputs", EXIT_ERROR)
     except BrokenPipeError:
         code = EXIT_ERROR
-    except Exception as exc:  # noqa: BLE001 - our bug: one line for the user, the rest on request
+    except Exception as exc:  # our bug: one line for the user, the rest on request
         if os.environ.get("VIDMATTE_DEBUG"):
             raise
         what = f"internal error: {type(exc).__name__}: {exc}"

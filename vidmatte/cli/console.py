@@ -11,7 +11,7 @@ import time
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from vidmatte.errors import printable
+from vidmatte.errors import VidmatteError, printable
 
 if TYPE_CHECKING:
     from vidmatte.pipeline import Stop
@@ -40,12 +40,13 @@ class Console:
         self._terminal = sys.stderr.isatty()
         self._shown_at = time.monotonic()
         self._wrote_progress = False
+        self.label = ""
 
     def progress(self, progress: Progress) -> None:
         """Show how far the run is: in place on a terminal, else as a line now and then."""
         if self._quiet or progress.frames == 0:
             return
-        line = _progress_line(progress)
+        line = f"{self.label}{_progress_line(progress)}"
         if self._terminal:
             self._write(f"\r\x1b[K{line}")
             self._wrote_progress = True
@@ -55,8 +56,7 @@ class Console:
 
     def show(self, result: RunResult, source: str) -> int:
         """Print warnings, notes and the last line; return the exit code."""
-        if self._wrote_progress:
-            self._write("\r\x1b[K")
+        self._clear_progress()
         for warning in result.warnings:
             self._write(f"warning: {printable(f'{source}: {warning}')}\n")
         if not self._quiet:
@@ -69,6 +69,26 @@ class Console:
         elif not self._quiet and result.stopped_by is None:
             self._write(f"{printable(last_line(result))}\n")
         return 0 if result.stopped_by is None else 128 + result.stopped_by
+
+    def show_error(self, error: VidmatteError, source: str) -> None:
+        """Print at once how one of several inputs failed."""
+        self._clear_progress()
+        self._write(f"error: {error}\n")
+        if error.hint:
+            self._write(f"hint: {error.hint}\n")
+        if self._as_json:
+            document = {"input": printable(source), "error": str(error), "hint": error.hint}
+            sys.stdout.write(json.dumps(document) + "\n")
+
+    def say(self, line: str) -> None:
+        """Print a line unless quiet."""
+        if not self._quiet:
+            self._write(f"{printable(line)}\n")
+
+    def _clear_progress(self) -> None:
+        if self._wrote_progress:
+            self._write("\r\x1b[K")
+            self._wrote_progress = False
 
     @staticmethod
     def _write(text: str) -> None:

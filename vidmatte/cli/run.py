@@ -14,6 +14,7 @@ from vidmatte.errors import UsageError
 
 if TYPE_CHECKING:
     from vidmatte.backends import Precision
+    from vidmatte.batch import FolderPlan
     from vidmatte.frames import Samples
     from vidmatte.runner import Cut, FileRun
     from vidmatte.sinks.plan import Content
@@ -138,7 +139,12 @@ class RateType(click.ParamType[Fraction]):
 @click.option("--no-temporal", is_flag=True, help="Matte every frame by itself.")
 @click.option("--no-refine", is_flag=True, help="Do not fit the matte to the picture's edges.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print results as JSON, one line per input.",
+)
 def run(
     source: str,
     output: str,
@@ -174,7 +180,8 @@ def run(
 ) -> int:
     """Write INPUT to OUTPUT without its background.
 
-    INPUT is a video, a picture, a folder, pictures named like frame_%04d.png, or - for standard
+    INPUT is a video, a picture, a folder of them (then OUTPUT is a folder too, and what is
+    finished in it is skipped), pictures named like frame_%04d.png, or - for standard
     input. OUTPUT's extension says what is written: .mp4 .mkv .mov .webm .gif .apng, .png and
     .webp for pictures, frame_%04d.png for a sequence, - for standard output.
 
@@ -212,6 +219,45 @@ def run(
             strict=strict,
         )
 
+    if not Path(source).is_dir():
+        job = start_run(source, _outputs(output, alpha_file, foreground_file, background))
+        return console.show(job.run(stop, console.progress), source)
+    if alpha_file is not None or foreground_file is not None or rate is not None:
+        raise UsageError("--alpha, --foreground and --rate are for one input, not for a folder")
+    from vidmatte.cli.folder import run_plan
+
+    plan = _folder_plan(
+        source, output, background, fit, one_picture=frame is not None, overwrite=overwrite
+    )
+    return run_plan(plan, start_run, stop, console)
+
+
+def _folder_plan(
+    source: str,
+    output: str,
+    background: str | None,
+    fit: str,
+    *,
+    one_picture: bool,
+    overwrite: bool,
+) -> FolderPlan:
+    from vidmatte.backdrop import Backdrop
+    from vidmatte.batch import plan_folder
+
+    if background not in (None, TRANSPARENT):
+        Backdrop(background, fit).check()  # a wrong one would fail every file
+    return plan_folder(
+        Path(source),
+        Path(output),
+        background=background,
+        one_picture=one_picture,
+        overwrite=overwrite,
+    )
+
+
+def _outputs(
+    output: str, alpha_file: str | None, foreground_file: str | None, background: str | None
+) -> dict[str, Content]:
     outputs: dict[str, Content] = {output: _content(output, background)}
     if alpha_file is not None:
         outputs[alpha_file] = "matte"
@@ -219,8 +265,7 @@ def run(
         outputs[foreground_file] = "transparent"
     if len(outputs) < 1 + (alpha_file is not None) + (foreground_file is not None):
         raise UsageError("two outputs have the same name")
-    job = start_run(source, outputs)
-    return console.show(job.run(stop, console.progress), source)
+    return outputs
 
 
 def _cut(start: float | None, end: float | None, frame: float | None) -> Cut:
