@@ -15,7 +15,7 @@ from vidmatte.compute.cpu.composite import (
     pack_alpha,
     plane_alphas,
 )
-from vidmatte.compute.cpu.foreground import estimate_plane
+from vidmatte.compute.cpu.foreground import estimate_planes
 from vidmatte.frames import Layout, Matte, VideoInfo, layout_of, plane_views
 from vidmatte.sinks.plan import OutputPlan, working_format
 
@@ -101,9 +101,10 @@ class ForegroundCache:
 
     def _estimate(self, matte: Matte, target: Layout) -> list[Samples]:
         alphas = plane_alphas(matte.alpha, target, interlaced=self._interlaced)
-        planes = plane_views(matte.frame.picture)[:3]
-        estimated = [estimate_plane(p, a) for p, a in zip(planes, alphas, strict=False)]
-        if len(planes) == 1:  # gray: neutral chroma
-            neutral = np.full_like(estimated[0], 1 << (self._layout.bits - 1))
-            estimated += [neutral, neutral]
-        return estimated
+        luma, *chroma = plane_views(matte.frame.picture)[:3]
+        if not chroma:  # gray
+            flat = np.full_like(luma, 1 << (self._layout.bits - 1))
+            return [*estimate_planes([luma], alphas[0]), flat, flat]
+        if chroma[0].shape == luma.shape:
+            return estimate_planes([luma, *chroma], alphas[0])
+        return estimate_planes([luma], alphas[0]) + estimate_planes(chroma, alphas[1])

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Render = Callable[[Matte], av.VideoFrame]
 
 STDIN = "-"
+BELIEVABLE_S = 7 * 24 * 3600  # headers that claim more are damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,11 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is; `frame_count` and `duration_s` are hints or None."""
+    """How far a run is; `expected_frames` is a guess from the header, or None."""
 
     frames: int
     elapsed_s: float
-    frame_count: int | None
-    duration_s: float | None
+    expected_frames: int | None
     frame_rate: Fraction
 
 
@@ -242,18 +242,22 @@ class FileRun:
 
         def tick() -> None:
             if on_progress is not None:
-                info = self._info
-                on_progress(
-                    Progress(
-                        pipeline.done,
-                        pipeline.elapsed_s,
-                        info.frame_count,
-                        info.duration_s,
-                        info.frame_rate,
-                    )
-                )
+                on_progress(self._progress(pipeline))
 
         return pipeline.run(stop, tick)
+
+    def _progress(self, pipeline: Pipeline) -> Progress:
+        info, cut = self._info, self._cut
+        count = info.frame_count
+        if count is None and info.duration_s and info.duration_s < BELIEVABLE_S:
+            count = round(info.duration_s * float(info.frame_rate))
+        if cut.frames is not None:
+            count = cut.frames
+        elif count is not None and (cut.start_s or cut.end_s):
+            rate = float(info.frame_rate)
+            end = min(count / rate, cut.end_s if cut.end_s is not None else count / rate)
+            count = max(0, round((end - (cut.start_s or 0.0)) * rate))
+        return Progress(pipeline.done, pipeline.elapsed_s, count, info.frame_rate)
 
     def _frames(self) -> Iterator[Frame]:
         for frame in self._source:
