@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -176,9 +176,8 @@ class Pipeline:
         self._works.append(self._consume_all)
         self._error: BaseException | None = None
         self._finish_error: BaseException | None = None
-        self._running = len(names)
+        self._consumed = False
         self._start = time.perf_counter()
-        self._count = threading.Lock()
 
     @property
     def done(self) -> int:
@@ -202,19 +201,20 @@ class Pipeline:
             for work, times in zip(self._works, self.stages, strict=True)
         ]
         try:
-            while not stop.wait(self._all_ended, tick_s) and not stop.requested:
+            while not stop.wait(self._is_consumed, tick_s) and not stop.requested:
                 tick()
         finally:
-            stopped = not self._all_ended()
+            stopped = not self._consumed
             self._cancel()
             deadline = time.monotonic() + GRACE_S
             for thread in threads:
                 thread.join(max(0.0, deadline - time.monotonic()))
-        error = self._error or self._finish_error
+        errors = (self._error, self._finish_error)
+        error = next((e for e in errors if e and not isinstance(e, CancelledError)), None)
         return Outcome(
             self.stages,
             elapsed_s=self.elapsed_s,
-            error=None if isinstance(error, CancelledError) else error,
+            error=error,
             stopped=stopped,
             hanging=[t.name for t in threads if t.is_alive()],
         )
@@ -222,16 +222,15 @@ class Pipeline:
     def _launch(self, work: Callable[[], None], name: str, stop: Stop) -> threading.Thread:
         def worker() -> None:
             work()
-            with self._count:
-                self._running -= 1
             stop.wake()
 
         thread = threading.Thread(target=worker, name=f"vidmatte-{name}", daemon=True)
         thread.start()
         return thread
 
-    def _all_ended(self) -> bool:
-        return self._running == 0
+    def _is_consumed(self) -> bool:
+        """Whether the last worker has ended; one before it may hang in C code by then."""
+        return self._consumed
 
     def _cancel(self) -> None:
         for channel in self._channels:
@@ -248,7 +247,10 @@ class Pipeline:
 
     @staticmethod
     def _pump(items: Iterator[Any], channel: Channel[Any], times: StageTimes) -> None:
-        """Move items into a channel, then end it, with the error that ended the items if any."""
+        """Move items into a channel, then end it, with the error that ended the items if any.
+
+        A generator is closed here, on the thread that used it.
+        """
         try:
             while True:
                 mark, waited = time.perf_counter(), times.waiting_s
@@ -261,7 +263,11 @@ class Pipeline:
                 del item
             channel.end()
         except BaseException as error:  # noqa: BLE001 - travels behind the good items
-            channel.end(error)
+            try:
+                if isinstance(items, Generator):
+                    items.close()
+            finally:
+                channel.end(error)
 
     def _consume_all(self) -> None:
         times = self.stages[-1]
@@ -280,6 +286,7 @@ class Pipeline:
         except BaseException as error:  # noqa: BLE001 - handed to the main thread by run()
             self._finish_error = error
         times.busy_s += time.perf_counter() - mark
+        self._consumed = True
 
 
 _END = object()
