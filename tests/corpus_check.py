@@ -1,12 +1,15 @@
 """Run the real command over the whole corpus of awkward and hostile inputs, and judge it.
 
     python tests/corpus_check.py [--corpus DIR] [--only REGEX] [--group NAME ...]
-                                 [--target native|mp4|lossless] [--jobs 2] [--json FILE]
+                                 [--target native|mp4|lossless] [--backend null] [--jobs 2]
+                                 [--json FILE]
 
 Without --corpus the corpus is generated first, with make_corpus.py of the shared folder (or
 $VIDMATTE_SHARED), which needs an ffmpeg program. Targets: `native` gives every entry an output in
 the container family of its input; `mp4` gives .mp4 to all that would have got another; `lossless`
-writes FFV1 and compares every sample. Exit code 0: every entry behaved; 1: some did not.
+writes FFV1 and compares every sample. With `--backend null` the matte is all ones, so that every
+picture has to come out as it was; with another only counts, times, tags and streams are compared.
+Exit code 0: every entry behaved; 1: some did not.
 """
 
 from __future__ import annotations
@@ -61,7 +64,13 @@ class Verdict:
 
 
 def judge(
-    entry: Entry, run: Run, corpus: Path, patches: list[list[int]], target: str = "native"
+    entry: Entry,
+    run: Run,
+    corpus: Path,
+    patches: list[list[int]],
+    *,
+    target: str = "native",
+    backend: str = "null",
 ) -> list[str]:
     """Say everything that is wrong with a run; an empty list means that it passed."""
     reasons = list(_manners(entry, run))
@@ -76,11 +85,11 @@ def judge(
         reasons.append(f"output folder holds {run.left} instead of {run.output.name}")
     if not run.output.is_file():
         return reasons
-    return [*reasons, *_compare(entry, run, corpus, patches, target)]
+    return [*reasons, *_compare(entry, run, corpus, patches, target, backend)]
 
 
 def _compare(
-    entry: Entry, run: Run, corpus: Path, patches: list[list[int]], target: str
+    entry: Entry, run: Run, corpus: Path, patches: list[list[int]], target: str, backend: str
 ) -> list[str]:
     lossless = target == "lossless"
     source = _source(corpus / entry.file, entry.turn, lossless, entry.sha256)
@@ -89,8 +98,8 @@ def _compare(
     except (ValueError, av.FFmpegError) as error:
         return [f"output cannot be read: {error}"]
     said = run.stdout + run.stderr
-    suffix = run.output.suffix
-    return complaints(Case(entry, source, output, suffix, said, patches, lossless))
+    case = Case(entry, source, output, run.output.suffix, said, patches, lossless)
+    return complaints(case, content=backend == "null")
 
 
 @functools.lru_cache(maxsize=8)
@@ -195,6 +204,7 @@ def check_entry(
     *,
     command: str = DEFAULT_COMMAND,
     target: str = "native",
+    backend: str = "null",
     keep: Path | None = None,
 ) -> Verdict:
     """Run one entry and judge it."""
@@ -204,8 +214,11 @@ def check_entry(
     baited = entry.group in BAITED_GROUPS
     with nullcontext(str(folder)) if isinstance(folder, Path) else folder as name:
         with bait.alone if baited else nullcontext():
-            run = run_entry(entry, corpus, Path(name), command, target, bait)
-        return Verdict(entry, judge(entry, run, corpus, patches, target), run)
+            run = run_entry(
+                entry, corpus, Path(name), bait, command=command, target=target, backend=backend
+            )
+        reasons = judge(entry, run, corpus, patches, target=target, backend=backend)
+        return Verdict(entry, reasons, run)
 
 
 def chosen(entries: list[Entry], only: str | None, groups: list[str], target: str) -> list[Entry]:
@@ -275,6 +288,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", help="regular expression of entry ids")
     parser.add_argument("--group", action="append", default=[], help="group; may be repeated")
     parser.add_argument("--target", choices=["native", "mp4", "lossless"], default="native")
+    parser.add_argument("--backend", default="null", help="vidmatte's backend (default null)")
     parser.add_argument("--command", default=DEFAULT_COMMAND, help="template of the command")
     parser.add_argument("--jobs", type=int, default=2, help="entries at a time (default 2)")
     parser.add_argument("--json", type=Path, help="write every verdict to this file")
@@ -312,6 +326,7 @@ def _check(options: argparse.Namespace, corpus: Path) -> int:
             bait=bait,
             command=options.command,
             target=options.target,
+            backend=options.backend,
             keep=options.keep,
         )
         verdicts = list(pool.map(check, entries))

@@ -66,9 +66,13 @@ class Case:
     lossless: bool = False
 
 
-def complaints(case: Case) -> list[str]:
-    """Apply every rule; an empty list means that the output is the source's equal."""
-    return [sentence for rule in RULES for sentence in rule(case)]
+def complaints(case: Case, *, content: bool = True) -> list[str]:
+    """Apply every rule; an empty list means that the output is the source's equal.
+
+    Pass `content=False` if the pictures were matted, so that their contents must differ.
+    """
+    rules = (*RULES, *CONTENT_RULES) if content else RULES
+    return [sentence for rule in rules for sentence in rule(case)]
 
 
 def _frames(case: Case) -> Iterator[str]:
@@ -77,6 +81,10 @@ def _frames(case: Case) -> Iterator[str]:
     high = video.get("frames", video.get("frames_max", found))
     if not low <= found <= high:
         yield f"{found} frames instead of {low if low == high else f'{low}..{high}'}"
+
+
+def _bar_codes(case: Case) -> Iterator[str]:
+    video = case.entry.video
     ids = case.output.ids
     if case.entry.ids is not None and ids != case.entry.ids:
         yield f"frames {_runs(ids)} instead of {_runs(case.entry.ids)}"
@@ -472,6 +480,9 @@ def _runs(ids: list[int] | list[int | None]) -> str:
 
 
 RULES: tuple[Callable[[Case], Iterator[str]], ...] = (
-    _frames, _order, _times, _rate, _geometry, _depth, _colour_tags, _interlace, _colours,
-    _patches, _transparency, _lossless, _sound, _streams, _metadata,
+    _frames, _times, _rate, _geometry, _depth, _colour_tags, _interlace, _sound, _streams,
+    _metadata,
+)  # fmt: skip
+CONTENT_RULES: tuple[Callable[[Case], Iterator[str]], ...] = (
+    _bar_codes, _order, _colours, _patches, _transparency, _lossless,
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -18,9 +19,7 @@ from types import TracebackType
 from corpus_manifest import Entry
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-DEFAULT_COMMAND = (
-    f"{shlex.quote(sys.executable)} -m vidmatte run --backend null {{options}} {{input}} {{output}}"
-)
+DEFAULT_COMMAND = f"{shlex.quote(sys.executable)} -m vidmatte run {{options}} {{input}} {{output}}"
 TIME_LIMIT_S = 90
 BAIT_PORT = 8099  # the address that the corpus's hostile playlists name
 SDP_PORTS = (50004, 50005)  # those of its SDP file, RTP and RTCP
@@ -101,15 +100,23 @@ def output_suffix(entry: Entry, target: str) -> str:
     return ".mp4" if target == "mp4" and own != ".png" else own
 
 
-def options_for(suffix: str, target: str) -> list[str]:
+def options_for(suffix: str, target: str, backend: str) -> list[str]:
     """Ask for what the suffix alone would not mean: an opaque picture, lossless pictures."""
+    options = ["--backend", backend]
     if target == "lossless":
-        return ["--codec", "ffv1"]
-    return ["--background", "green"] if suffix in (".mov", ".webm") else []
+        return [*options, "--codec", "ffv1"]
+    return [*options, *(["--background", "green"] if suffix in (".mov", ".webm") else [])]
 
 
 def run_entry(
-    entry: Entry, corpus: Path, scratch: Path, command: str, target: str, bait: BaitListener
+    entry: Entry,
+    corpus: Path,
+    scratch: Path,
+    bait: BaitListener,
+    *,
+    command: str,
+    target: str,
+    backend: str,
 ) -> Run:
     """Run `command` on an entry in a fresh folder under a time limit.
 
@@ -121,25 +128,25 @@ def run_entry(
         folder.mkdir(parents=True)
     suffix = output_suffix(entry, target)
     output = out / f"out{suffix}"
-    arguments = _arguments(command, _input(entry, corpus), str(output), suffix, target)
+    options = options_for(suffix, target, backend)
+    arguments = _arguments(command, options, _input(entry, corpus), str(output))
     cwd = corpus if entry.via in ("argv", "cwd") else scratch / "cwd"
     contacts = bait.contacts
-    ports: list[int] = []
     stdin_file = corpus / entry.file if entry.via == "stdin" else None
     started = time.monotonic()
-    exit_code, peak_mb, timed_out = _execute(arguments, cwd, scratch, stdin_file, ports)
+    exit_code, watch = _execute(arguments, cwd, scratch, stdin_file)
     return Run(
         arguments=arguments,
         exit_code=exit_code,
         stdout=(scratch / "stdout").read_text("utf8", "backslashreplace"),
         stderr=(scratch / "stderr").read_text("utf8", "backslashreplace"),
         seconds=time.monotonic() - started,
-        peak_mb=peak_mb,
-        timed_out=timed_out,
+        peak_mb=watch.peak_mb,
+        timed_out=watch.timed_out,
         output=output,
         left=sorted(str(p.relative_to(out)) for p in out.rglob("*")),
         contacts=bait.contacts - contacts,
-        udp_ports=ports,
+        udp_ports=sorted(watch.udp_ports),
     )
 
 
@@ -149,11 +156,11 @@ def _input(entry: Entry, corpus: Path) -> str:
     return entry.file if entry.via in ("argv", "cwd") else str(corpus / entry.file)
 
 
-def _arguments(command: str, source: str, output: str, suffix: str, target: str) -> list[str]:
+def _arguments(command: str, options: list[str], source: str, output: str) -> list[str]:
     arguments = []
     for word in shlex.split(command):
         if word == "{options}":
-            arguments += options_for(suffix, target)
+            arguments += options
         elif word == "{input}" and source.startswith("-") and source != "-":
             arguments += ["--", source]
         else:
@@ -168,10 +175,37 @@ def _environment(scratch: Path) -> dict[str, str]:
     return kept | {k: str(scratch / v) for k, v in own.items()} | {"PYTHONPATH": python_path}
 
 
+class _Watch:
+    """Looks at a running process: its peak memory, UDP ports of the corpus, its time limit."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak_mb = 0
+        self.timed_out = False
+        self.udp_ports: set[int] = set()
+        self._pid = pid
+        self._finished = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+
+    def finish(self) -> None:
+        self._finished.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        limit = time.monotonic() + TIME_LIMIT_S
+        while not self._finished.wait(0.01):
+            self.peak_mb = max(self.peak_mb, _peak_mb(self._pid))
+            self.udp_ports |= _open_udp_ports()
+            if time.monotonic() > limit:
+                self.timed_out = True
+                os.killpg(self._pid, signal.SIGKILL)
+                return
+
+
 def _execute(
-    arguments: list[str], cwd: Path, scratch: Path, stdin_file: Path | None, ports: list[int]
-) -> tuple[int, int, bool]:
-    """Return exit code, peak memory in MB and whether the time limit ended it."""
+    arguments: list[str], cwd: Path, scratch: Path, stdin_file: Path | None
+) -> tuple[int, _Watch]:
+    """Run to the end or the time limit; return the exit code and what was seen."""
     feeder = None
     with (scratch / "stdout").open("wb") as stdout, (scratch / "stderr").open("wb") as stderr:
         if stdin_file is not None:  # through a pipe: a redirected file could be seeked in
@@ -187,36 +221,30 @@ def _execute(
         )
     if feeder and feeder.stdout:
         feeder.stdout.close()
-    finished = threading.Event()
-    timed_out: list[bool] = []
-    watcher = threading.Thread(target=_watch, args=(process.pid, finished, ports, timed_out))
-    watcher.start()
-    _, status, usage = os.wait4(process.pid, 0)
-    finished.set()
-    watcher.join()
-    process.returncode = os.waitstatus_to_exitcode(status)
+    watch = _Watch(process.pid)
+    process.wait()
+    watch.finish()
     if feeder:
         feeder.kill()
         feeder.wait()
-    return process.returncode, usage.ru_maxrss // 1024, bool(timed_out)
+    return process.returncode, watch
 
 
-def _watch(pid: int, finished: threading.Event, ports: list[int], timed_out: list[bool]) -> None:
-    """Note UDP ports of the corpus's SDP file being opened; end what runs too long."""
-    limit = time.monotonic() + TIME_LIMIT_S
-    while not finished.wait(0.02):
-        ports += [port for port in _open_udp_ports() if port not in ports]
-        if time.monotonic() > limit:
-            timed_out.append(True)
-            os.killpg(pid, signal.SIGKILL)
-            return
+def _peak_mb(pid: int) -> int:
+    """Peak resident memory; not from rusage, which begins at the size of the forking parent."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
+    except OSError:
+        return 0
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) // 1024 if found else 0
 
 
-def _open_udp_ports() -> list[int]:
+def _open_udp_ports() -> set[int]:
     table = Path("/proc/net/udp")
     lines = table.read_text("ascii").splitlines()[1:] if table.exists() else []
     found = {int(line.split()[1].rpartition(":")[2], 16) for line in lines}
-    return sorted(found & set(SDP_PORTS))
+    return found & set(SDP_PORTS)
 
 
 def scratch_folder(keep: Path | None, name: str) -> tempfile.TemporaryDirectory[str] | Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import corpus_run
 import pytest
-from corpus_check import check_entry, judge, main
+from corpus_check import check_entry, chosen, judge, main
 from corpus_clips import PATCHES, Clip, draw_picture, write_clip
 from corpus_manifest import Entry, generate_corpus, load_manifest, shared_folder
 from corpus_media import inspect, read_bar_code, read_patches
@@ -322,6 +322,29 @@ def test_what_a_command_does_is_watched(
     command = f'{sys.executable} -c "{program}" {{input}} {{output}}'
     verdict = check_entry(entry, tmp_path, PATCHES, bait, command=command)
     assert re.search(complaint, "; ".join(verdict.reasons))
+
+
+def test_memory_of_a_refusal_is_watched(tmp_path: Path, bait: BaitListener) -> None:
+    entry = entry_for(GOOD, expected="clear_error", group="bomb")
+    program = "import time; data = b'x' * (520 << 20); time.sleep(0.1)"
+    command = f'{sys.executable} -c "{program}" {{input}} {{output}}'
+    verdict = check_entry(entry, tmp_path, PATCHES, bait, command=command)
+    assert re.search(r"took 5[23]\d MB to refuse", "; ".join(verdict.reasons))
+
+
+def test_targets_choose_their_entries() -> None:
+    entries = [
+        entry_for(GOOD, id="own", file="a.mp4"),
+        entry_for(GOOD, id="other", file="a.mkv"),
+        entry_for(GOOD, id="bad", file="a.mkv", expected="clear_error"),
+        entry_for(GOOD, id="broken", file="a.mkv", group="damage"),
+    ]
+    ids = {t: [e.id for e in chosen(entries, None, [], t)] for t in ("native", "mp4", "lossless")}
+    assert ids == {
+        "native": ["own", "other", "bad", "broken"],
+        "mp4": ["other", "broken"],
+        "lossless": ["own", "other"],
+    }
 
 
 @pytest.fixture(scope="module")
