@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from vidmatte.compute.cpu.composite import (
     Compositor,
     alpha_layout,
     matte_picture,
+    own_alpha,
     pack_alpha,
     plane_alphas,
 )
@@ -100,7 +101,8 @@ class ForegroundCache:
         return self._planes
 
     def _estimate(self, matte: Matte, target: Layout) -> list[Samples]:
-        alphas = plane_alphas(matte.alpha, target, interlaced=self._interlaced)
+        alpha = _matte_alone(matte) if self._layout.alpha else matte.alpha
+        alphas = plane_alphas(alpha, target, interlaced=self._interlaced)
         luma, *chroma = plane_views(matte.frame.picture)[:3]
         if not chroma:  # gray
             flat = np.full_like(luma, 1 << (self._layout.bits - 1))
@@ -108,3 +110,13 @@ class ForegroundCache:
         if chroma[0].shape == luma.shape:
             return estimate_planes([luma, *chroma], alphas[0])
         return estimate_planes([luma], alphas[0]) + estimate_planes(chroma, alphas[1])
+
+
+def _matte_alone(matte: Matte) -> Samples:
+    """Divide the source's own alpha out of the matte: under it, colours are straight already."""
+    peak = np.iinfo(matte.alpha.dtype).max
+    own = own_alpha(matte.frame.picture, np.full_like(matte.alpha, peak))
+    quotient = matte.alpha * (np.float32(peak) / np.maximum(own, 1))
+    quotient[matte.alpha >= own] = peak  # rounding must not make a whole pixel soft
+    quotient[own == 0] = 0
+    return cast("Samples", quotient.astype(matte.alpha.dtype))

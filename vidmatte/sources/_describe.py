@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 SANE_RATES = (Fraction(1, 3600), Fraction(1000))  # pictures per second
+STILL_BRANDS = frozenset({"avif", "heic", "heix", "mif1"})  # ISO/IEC 23008-12: no sequences
 FRAME_DATA_EXIF = 31  # AV_FRAME_DATA_EXIF, which PyAV 18 has no name for
 FIELD_ORDERS: dict[int, Literal["tff", "bff"]] = {2: "tff", 4: "tff", 3: "bff", 5: "bff"}
 
@@ -23,7 +24,8 @@ def describe(
     """Build the VideoInfo from the stream and its first decoded picture."""
     blocks = _side_data(first)
     matrix = _display_matrix(blocks)
-    still = container.format.name.endswith("_pipe")
+    brand = container.metadata.get("major_brand", "")
+    still = container.format.name.endswith("_pipe") or brand in STILL_BRANDS
     context = stream.codec_context
     interlaced = bool(first.interlaced_frame)
     return VideoInfo(

@@ -112,7 +112,8 @@ def _push_pull(sums: Floats) -> Floats:
     weight = sums[..., -1:]
     mean = sums / np.maximum(weight, np.float32(1e-6))
     if min(sums.shape[:2]) <= 2:
-        return np.asarray(mean if weight.all() else sums.sum((0, 1)) / sums[..., -1].sum())
+        whole = sums.sum((0, 1)) / sums[..., -1].sum()
+        return np.asarray(mean if weight.all() else np.broadcast_to(whole, sums.shape))
     coarse = _push_pull(np.asarray(cv2.pyrDown(sums), np.float32))
     fill = cv2.pyrUp(coarse, dstsize=(sums.shape[1], sums.shape[0]))
     trust = np.minimum(4 * weight, 1)
