@@ -36,6 +36,7 @@ class Backdrop:
             raise UsageError(f"unknown fit '{fit}'", hint=f"use {', '.join(FITS)}")
         self._fit = cast("Fit", fit)
         self._text = text
+        self._built: list[Background] = []
         self._rgb: tuple[int, int, int] | None = None
         blur = _BLUR.fullmatch(text)
         self._strength = None if blur is None else float(blur[1]) if blur[1] else 0.0
@@ -67,7 +68,17 @@ class Backdrop:
         return FileSource(name, threads=threads)
 
     def build(self, info: VideoInfo, layout: Layout) -> Background:
-        """Make the background for pictures of `info` in the working `layout`."""
+        """Make the background for pictures of `info` in the working `layout`, until `close`."""
+        built = self._build(info, layout)
+        self._built.append(built)
+        return built
+
+    def close(self) -> None:
+        """Close the files of the backgrounds that were built."""
+        while self._built:
+            self._built.pop().close()
+
+    def _build(self, info: VideoInfo, layout: Layout) -> Background:
         from vidmatte.compute.cpu import background
 
         if self._rgb is not None:
