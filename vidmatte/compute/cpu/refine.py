@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 _EPSILON = 1e-4  # of planes 0..1; below it a plane's variance counts as noise
+_FLAT = 1e-4  # variance of a probability below which there is nothing to explain
 _SURE_CELLS = 3  # a cell whose neighbours up to here are all of one mind is exact
 
 
@@ -133,13 +134,14 @@ def _box(values: Floats, radius: int) -> Floats:
 
 
 def _fit(guide: list[Floats], coarse: Floats, window: _Window) -> _Linear:
-    """Find the linear model of alpha in every window, averaged over the windows of a cell."""
+    """Find the linear model of alpha around every cell."""
     means = [_box(plane, window.radius) for plane in guide]
     inverse = _inverse_covariance(guide, means, window.radius)
+    target = coarse
     for remaining in reversed(range(window.passes)):
-        model = _fit_once(guide, means, inverse, coarse, window.radius)
+        model = _fit_once(guide, means, inverse, target, coarse, window.radius)
         if remaining:
-            coarse = _dot(model.slopes, guide) + model.offset
+            target = np.clip(_dot(model.slopes, guide) + model.offset, 0, 1, dtype=np.float32)
     return model
 
 
@@ -147,14 +149,24 @@ def _fit_once(
     guide: list[Floats],
     means: list[Floats],
     inverse: list[list[Floats]],
+    target: Floats,
     coarse: Floats,
     radius: int,
 ) -> _Linear:
-    mean = _box(coarse, radius)
-    joint = [_box(g * coarse, radius) - m * mean for g, m in zip(guide, means, strict=True)]
+    """Fit `target` in every window, average over windows, trust it by what it explains.
+
+    The share of the variance that colour explains (R squared) is the model's weight against the
+    plain map: among leaves, where colour tells nothing, a wrong model would tear holes and wisps.
+    """
+    mean = _box(target, radius)
+    joint = [_box(g * target, radius) - m * mean for g, m in zip(guide, means, strict=True)]
     slopes = [_dot(row, joint) for row in inverse]
     offset = mean - _dot(slopes, means)
-    return _Linear([_box(slope, radius) for slope in slopes], _box(offset, radius))
+    variance = _box(target * target, radius) - mean * mean
+    explained = np.clip(_dot(slopes, joint) / (variance + np.float32(_FLAT)), 0, 1)
+    trust = _box(explained, radius)
+    blended = _box(offset, radius) * trust + coarse * (1 - trust)
+    return _Linear([_box(slope, radius) * trust for slope in slopes], blended)
 
 
 def _dot(left: Sequence[Floats], right: Sequence[Floats]) -> Floats:
