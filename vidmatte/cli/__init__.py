@@ -12,7 +12,11 @@ import click
 from vidmatte.errors import VidmatteError, printable
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-COMMANDS = {"run": "vidmatte.cli.run:run", "models": "vidmatte.cli.models:models"}
+COMMANDS = {
+    "demo": "vidmatte.cli.demo:demo",
+    "models": "vidmatte.cli.models:models",
+    "run": "vidmatte.cli.run:run",
+}
 
 
 class LazyGroup(click.Group):

@@ -1,0 +1,149 @@
+"""`vidmatte demo`: make a clip of real photographs in motion and take its background away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vidmatte.errors import OutputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vidmatte.cli.console import Console
+    from vidmatte.sinks.plan import Content
+
+    Picture = NDArray[np.uint8]
+
+NAMES = ("source.mp4", "background.png", "result.mp4", "matte.mkv", "contact.png")
+DUSK, DAWN = (22, 44, 92), (176, 222, 214)  # RGB of the generated background: sky and glow
+SEED = 2  # a room out of focus behind the person
+CONTACT_HEIGHT = 240  # of one of the contact picture's three parts
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("vidmatte-demo"),
+    show_default=True,
+    metavar="FOLDER",
+    help="Where the demo's files go; those of an earlier demo are replaced.",
+)
+@click.option("--height", type=click.IntRange(90, 2160), default=720, show_default=True,
+              help="Lines of the clip; 16:9.")  # fmt: skip
+@click.option("--frames", type=click.IntRange(1, 9000), default=90, show_default=True,
+              help="Length of the clip, at 30 frames per second.")  # fmt: skip
+@click.option("--model", metavar="NAME", help="Model; see `vidmatte models`. Default: live.")
+@click.option("--backend", default="auto", show_default=True, help="auto, openvino, torch, null.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
+def demo(
+    output: Path, *, height: int, frames: int, model: str | None, backend: str, quiet: bool
+) -> int:
+    """Matte a generated clip and say where source, result and a contact picture are.
+
+    The clip is made of photographs that scikit-image ships (pip install "vidmatte[demo]").
+
+    Example: vidmatte demo --output demo
+    """
+    from vidmatte.cli.console import Console
+
+    console = Console(quiet=quiet, as_json=False)
+    source, background, result, matte, contact = (output / name for name in NAMES)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise OutputError(f"{output}: {(exc.strerror or 'cannot be made').lower()}") from exc
+    console.say(f"making {source}: {frames} frames")
+    _make_inputs(source, background, height - height % 2, frames)
+    outputs: dict[str, Content] = {str(result): "opaque", str(matte): "matte"}
+    code = _matte(source, background, outputs, model, backend, console)
+    if code == 0:
+        write_contact([source, matte, result], contact, frames // 2)
+        for name, path in (("source", source), ("result", result), ("contact picture", contact)):
+            click.echo(f"{name}: {path}")
+    return code
+
+
+def _make_inputs(source: Path, background: Path, height: int, frames: int) -> None:
+    from vidmatte.compute.cpu._shared import load_cv2
+    from vidmatte.sources.synthetic import SyntheticClip, write_clip
+
+    width = round(height * 16 / 9 / 2) * 2
+    try:
+        load_cv2().imwrite(str(background), dusk(width, height)[..., ::-1])
+        clip = SyntheticClip(width=width, height=height, frame_count=frames, seed=SEED)
+        part = source.with_name(f"{source.stem}.part{source.suffix}")
+        write_clip(part, clip, sound=True)
+        part.replace(source)
+    except OSError as exc:
+        raise OutputError(f"{source}: {(exc.strerror or 'cannot be written').lower()}") from exc
+
+
+def _matte(
+    source: Path,
+    background: Path,
+    outputs: dict[str, Content],
+    model: str | None,
+    backend: str,
+    console: Console,
+) -> int:
+    from vidmatte.cli.console import watch_signals
+    from vidmatte.matting import MattingChoice
+    from vidmatte.pipeline import Stop
+    from vidmatte.runner import FileRun
+
+    stop = Stop()
+    watch_signals(stop)
+    job = FileRun(
+        str(source),
+        outputs,
+        background=str(background),
+        matting=MattingChoice(model=model, backend=backend),
+        overwrite=True,
+    )
+    return console.show(job.run(stop, console.progress), str(source))
+
+
+def dusk(width: int, height: int) -> Picture:
+    """Return a generated background, (height, width, 3) uint8 RGB: an evening sky."""
+    import numpy as np
+
+    y, x = np.mgrid[:height, :width] / np.array([[[height]], [[width]]])
+    glow = np.clip(1.25 - np.hypot((x - 0.72) * 1.6, (y - 1.0) * 1.1), 0, 1)[..., None] ** 1.5
+    sky = np.array(DUSK) + (np.array(DAWN) - np.array(DUSK)) * glow
+    return np.asarray(np.rint(sky), np.uint8)
+
+
+def write_contact(videos: list[Path], target: Path, index: int) -> None:
+    """Write frame `index` of each video side by side as one picture."""
+    import numpy as np
+
+    from vidmatte.compute.cpu._shared import load_cv2
+
+    cv2 = load_cv2()
+    parts = []
+    for video in videos:
+        picture = _frame(video, index)
+        width = round(picture.shape[1] * CONTACT_HEIGHT / picture.shape[0])
+        size = (width, CONTACT_HEIGHT)
+        parts.append(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+    if not cv2.imwrite(str(target), np.hstack(parts)[..., ::-1]):
+        raise OutputError(f"{target}: cannot be written")
+
+
+def _frame(video: Path, index: int) -> Picture:
+    """Decode one frame to (H, W, 3) uint8 RGB."""
+    from itertools import islice
+
+    import numpy as np
+
+    from vidmatte.sources.file import FileSource
+
+    with FileSource(video) as source:
+        frame = next(islice(source, index, None))
+        return np.asarray(frame.picture.to_ndarray(format="rgb24"), np.uint8)
