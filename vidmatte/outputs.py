@@ -7,7 +7,7 @@ import stat
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from vidmatte.errors import OutputError, UsageError
 from vidmatte.frames import VideoInfo
@@ -17,7 +17,7 @@ from vidmatte.sinks._shared import os_reason
 from vidmatte.sinks.file import FileSink
 from vidmatte.sinks.gif import GifSink
 from vidmatte.sinks.images import PictureSink, SequenceSink
-from vidmatte.sinks.part import PartFile, check_target
+from vidmatte.sinks.part import PartFile, check_target, part_name
 from vidmatte.sinks.plan import Content, OutputPlan, plan_output
 
 if TYPE_CHECKING:
@@ -44,8 +44,11 @@ class Destination(Protocol):
     ) -> Sink:
         """Create the part and a sink that writes it."""
 
+    def flush(self) -> None:
+        """Bring the closed part to the disk; a full one may show only here."""
+
     def commit(self) -> None:
-        """Give the closed part its final name."""
+        """Give the part its final name."""
 
     def abandon(self) -> Path | None:
         """Keep the part if it plays and return it, else remove it and return None."""
@@ -92,10 +95,16 @@ class FileDestination:
             threads=threads,
         )
 
+    def flush(self) -> None:
+        """Bring the part to the disk."""
+        assert self._part is not None
+        self._part.flush()
+
     def commit(self) -> None:
         """Rename the part to the name the user gave."""
         assert self._part is not None
         self._part.commit()
+        self._part = None
 
     def abandon(self) -> Path | None:
         """Keep a part that plays."""
@@ -149,6 +158,9 @@ class StreamDestination:
             raise OutputError(f"{self.name}: {os_reason(exc)}") from exc
         return descriptor
 
+    def flush(self) -> None:
+        """Nothing to bring to a disk."""
+
     def commit(self) -> None:
         """Nothing to rename."""
 
@@ -196,10 +208,14 @@ class SequenceDestination:
         self.kept_aside = self._sink.kept_aside
         return self._sink
 
+    def flush(self) -> None:
+        """Every picture is a file of its own, closed when written."""
+
     def commit(self) -> None:
         """Move the pictures to their names."""
         assert self._sink is not None
         self._sink.commit()
+        self._sink = None
 
     def abandon(self) -> Path | None:
         """Keep the pictures there are."""
@@ -267,27 +283,44 @@ def _plays(path: Path) -> bool:
 
 
 def refuse_same_file(outputs: list[str], inputs: list[str]) -> None:
-    """Raise UsageError where an output is an input, a background, or another output."""
+    """Raise UsageError where an output is an input, a background, or another output.
+
+    A part must not be an input either: an earlier run's part would be moved aside. Nor may a
+    sequence of pictures hold one.
+    """
     seen: dict[object, str] = {}
     for name in inputs:
-        if name != STDOUT:  # from standard input to standard output is no circle
-            seen[_identity(name)] = name
+        if (key := _identity(name, sys.stdin)) is not None:
+            seen[key] = "standard input" if name == STDOUT else name
     for name in outputs:
-        keys = [_identity(name)]
-        if is_sequence(Path(name)):
-            keys += [_identity(str(path)) for _, path in numbered_files(Path(name))]
-        other = next((seen[key] for key in keys if key in seen), None)
-        if other is not None:
-            raise UsageError(f"{name}: is also {other}", hint="choose another output name")
-        seen |= dict.fromkeys(keys, name)
+        path = Path(name)
+        keys = [_identity(name, sys.stdout)]
+        if name != STDOUT:
+            keys.append(_identity(str(part_name(path)), None))
+            keys += [_identity(str(p), None) for p in _held_by(path)]
+        for key in keys:
+            if key is not None and key in seen:
+                other = seen[key]
+                raise UsageError(f"{name}: is also {other}", hint="choose another output name")
+        seen |= dict.fromkeys((key for key in keys if key is not None), name)
 
 
-def _identity(name: str) -> object:
-    """What makes two names the same file: device and inode, or the resolved path."""
-    if name == STDOUT:
-        return STDOUT
+def _held_by(path: Path) -> list[Path]:
+    return [picture for _, picture in numbered_files(path)] if is_sequence(path) else []
+
+
+def _identity(name: str, stream: TextIO | None) -> object:
+    """What makes two names the same file: device and inode, or the resolved path.
+
+    For "-" it is the regular file that `stream` is redirected to, or None.
+    """
     try:
-        status = os.stat(name)
+        if name == STDOUT:
+            status = os.fstat(stream.fileno()) if stream is not None else None
+            if status is None or not stat.S_ISREG(status.st_mode):
+                return None
+        else:
+            status = os.stat(name)
         return status.st_dev, status.st_ino
     except (OSError, ValueError):
-        return os.path.realpath(name)
+        return None if name == STDOUT else os.path.realpath(name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vidmatte.backdrop import Backdrop
 from vidmatte.compute.cpu._shared import load_cv2
-from vidmatte.errors import CancelledError, InputError
+from vidmatte.errors import CancelledError, InputError, OutputError
 from vidmatte.frames import Frame, Layout, Matte
 from vidmatte.inputs import files_of, source_of
 from vidmatte.matting import Inference, Matting, MattingChoice, open_network
@@ -155,6 +155,7 @@ class FileRun:
         self._matting: Matting | None = None
         self._layout: Layout
         self._last_s = 0.0
+        self._is_complete = False
         self.result = RunResult()
 
     def run(self, stop: Stop, on_progress: Callable[[Progress], None] | None = None) -> RunResult:
@@ -279,13 +280,14 @@ class FileRun:
             return
         assert self._matting is not None
         plans = [output.plan for output in self._outputs]
-        renders = build_renders(self._info, self._layout, plans, self._backdrop)
-        for matte in self._matting.finish(chain([first], inferences)):
-            pictures = [render(matte) for render in renders]
-            for picture in pictures:
-                picture.pts, picture.time_base = matte.frame.pts, matte.frame.time_base
-            self._last_s = matte.frame.time_s
-            yield pictures
+        with contextlib.closing(self._backdrop):
+            renders = build_renders(self._info, self._layout, plans, self._backdrop)
+            for matte in self._matting.finish(chain([first], inferences)):
+                pictures = [render(matte) for render in renders]
+                for picture in pictures:
+                    picture.pts, picture.time_base = matte.frame.pts, matte.frame.time_base
+                yield pictures
+        self._is_complete = True
 
     def _open_matting(self, layout: Layout) -> Matting:
         """Load the model, report what was chosen, and build the matting."""
@@ -309,12 +311,20 @@ class FileRun:
         )
 
     def _write(self, pictures: list[av.VideoFrame]) -> None:
+        first = pictures[0]
+        assert first.pts is not None
+        assert first.time_base is not None
+        time_s = float(first.pts * first.time_base)
         for output, picture in zip(self._outputs, pictures, strict=True):
             output.sink.write(picture)
+        self._last_s = time_s
 
     def _close_sinks(self) -> None:
-        """Close every sink, even after one fails; raise the first error."""
-        if self._stop.requested and self._companions is not None:
+        """Close every sink, even after one fails; raise the first error.
+
+        The sound of a part ends with its last picture.
+        """
+        if not self._is_complete and self._companions is not None:
             self._companions.stop_s = self._last_s
         errors = []
         for output in self._outputs:
@@ -337,11 +347,16 @@ class FileRun:
         if error is None and self._strict and not outcome.stopped and self._source.damage:
             error = InputError(f"{self._source_name}: {self._source.damage[0]} (--strict)")
         if error is None and not outcome.stopped:
-            self._commit()
-            return
+            error = self._commit()
+            if error is None:
+                return
         self._abandon()
-        if error is not None:
+        if error is not None and not outcome.stopped:
+            for part in result.kept_parts:
+                error.add_note(f"what was finished is in {part}")
             raise error
+        if error is not None:
+            result.warnings.append(str(error))
         result.stopped_by = stop.reason
 
     def _report(self) -> None:
@@ -363,10 +378,17 @@ class FileRun:
         if self._side is not None and self._side.dropped:
             result.warnings.append(f"{self._side.dropped} packets of sound could not wait; dropped")
 
-    def _commit(self) -> None:
-        for output in self._outputs:
-            output.destination.commit()
-            self.result.outputs.append(output.destination.name)
+    def _commit(self) -> OutputError | None:
+        """Bring every output to the disk before the first gets its name."""
+        try:
+            for output in self._outputs:
+                output.destination.flush()
+            for output in self._outputs:
+                output.destination.commit()
+                self.result.outputs.append(output.destination.name)
+        except OutputError as error:
+            return error
+        return None
 
     def _abandon(self) -> None:
         for destination in self._destinations.values():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import click
@@ -57,7 +59,7 @@ def main() -> NoReturn:
     except click.Abort:
         code = EXIT_INTERRUPTED
     except VidmatteError as exc:
-        code = _fail(str(exc), exc.hint, exc.exit_code)
+        code = _fail(str(exc), exc.hint, exc.exit_code, notes_of(exc))
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except MemoryError:
@@ -68,15 +70,23 @@ def main() -> NoReturn:
         if os.environ.get("VIDMATTE_DEBUG"):
             raise
         what = f"internal error: {type(exc).__name__}: {exc}"
-        code = _fail(what, "set VIDMATTE_DEBUG=1 for the traceback and report it", EXIT_ERROR)
+        code = _fail(what, "set VIDMATTE_DEBUG=1 for the traceback and report it", EXIT_ERROR,
+                     notes_of(exc))  # fmt: skip
     _leave(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, hint: str | None, code: int) -> int:
+def notes_of(error: BaseException) -> list[str]:
+    """What was added to an error on its way: which parts of an output were kept."""
+    return list(getattr(error, "__notes__", ()))
+
+
+def _fail(message: str, hint: str | None, code: int, notes: Sequence[str] = ()) -> int:
     lines = [f"error: {printable(' '.join(message.split()))}"]
     if hint:
         lines.append(f"hint: {printable(hint)}")
-    sys.stderr.write("\n".join(lines) + "\n")
+    lines += [f"stopped: {printable(note)}" for note in notes]
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody listens
+        sys.stderr.write("\n".join(lines) + "\n")
     return code
 
 
@@ -91,6 +101,8 @@ def _leave(code: int) -> NoReturn:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
+    except AttributeError:
+        pass  # started without standard output or error
     except (OSError, ValueError):
         code = code or EXIT_ERROR  # the reader of our results has gone
     os._exit(code)

@@ -25,6 +25,8 @@ USUAL_LAYOUTS = {
     7: "6.1",
     8: "7.1",
 }
+AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000,
+             7350)  # fmt: skip
 OPUS_RATES = (48000, 24000, 16000, 12000, 8000)
 # Text subtitles, by the name of the codec that each container holds.
 SUBTITLES = {"mp4": ("mov_text",), "mov": ("mov_text",), "webm": ("webvtt",)}
@@ -89,8 +91,8 @@ class Carrier:
     def _add_audio(self, stream: Stream) -> bool:
         if stream.codec_context is None:
             return False
-        if self._holds(stream.codec_context.codec.canonical_name):
-            return self._copy(stream)
+        if self._holds(stream.codec_context.codec.canonical_name) and self._copy(stream):
+            return True
         encoder = AUDIO_FALLBACK.get(self._container.format.name)
         if encoder is None:
             return False
@@ -132,10 +134,15 @@ class Carrier:
         return codec in names or {"subrip": "srt", "ass": "ssa"}.get(codec, codec) in names
 
     def _copy(self, stream: Stream) -> bool:
+        config = _missing_config(stream)
+        if config == b"" and self._container.name.startswith("pipe:"):
+            return False  # a header that cannot be written anew needs it at once
         try:
             output = self._container.add_stream_from_template(stream)
         except ValueError:
             return False
+        if config:
+            output.codec_context.extradata = config
         output.metadata.update(kept_tags(stream.metadata))
         output.disposition = stream.disposition
 
@@ -173,6 +180,30 @@ class Carrier:
             transcoder.finish()
 
 
+def _missing_config(stream: Stream) -> bytes | None:
+    """Build what AAC in ADTS frames keeps in each of them and files want once, in their header.
+
+    Returns None for sound that has it or needs none, and b"" for what is not plain AAC-LC.
+    ISO/IEC 14496-3, 1.6.2.1: object type, index of the rate, channel configuration.
+    """
+    import av
+
+    context = stream.codec_context
+    if not _is_adts(stream):
+        return None
+    assert isinstance(context, av.AudioCodecContext)
+    channels = {8: 7}.get(context.channels, context.channels)
+    if context.profile != "LC" or context.sample_rate not in AAC_RATES or channels > 7:
+        return b""
+    index = AAC_RATES.index(context.sample_rate)
+    return (2 << 11 | index << 7 | channels << 3).to_bytes(2, "big")
+
+
+def _is_adts(stream: Stream) -> bool:
+    context = stream.codec_context
+    return context is not None and context.name == "aac" and not context.extradata
+
+
 def _unframer(container: OutputContainer, stream: Stream) -> Callable[[Packet], Iterable[Packet]]:
     """Strip the ADTS headers that AAC carries in transport streams where MP4 wants it bare.
 
@@ -181,10 +212,7 @@ def _unframer(container: OutputContainer, stream: Stream) -> Callable[[Packet], 
     import av
     from av.bitstream import BitStreamFilterContext
 
-    context = stream.codec_context
-    is_framed = context is not None and context.codec.canonical_name == "aac" and not (
-        context.extradata)  # fmt: skip
-    if not is_framed or container.format.name not in ("mp4", "mov"):
+    if not _is_adts(stream) or container.format.name not in ("mp4", "mov"):
         return lambda packet: (packet,)
     bare = BitStreamFilterContext("aac_adtstoasc", stream)
 

@@ -89,30 +89,30 @@ class PartFile:
                 return
         raise OutputError(f"{self.path}: too many stale parts", hint="remove them")
 
-    def close(self) -> None:
-        """Flush to disk and close the descriptor; raise OutputError if the disk refuses."""
-        if self.descriptor < 0:
-            return
-        descriptor, self.descriptor = self.descriptor, -1
+    def flush(self) -> None:
+        """Bring what was written to the disk; raise OutputError if it refuses."""
         try:
-            os.fsync(descriptor)
+            os.fsync(self.descriptor)
         except OSError as exc:
             if exc.errno not in (errno.EINVAL, errno.ENOTSUP):
                 raise OutputError(f"{self.target}: {os_reason(exc)}") from exc
-        finally:
-            os.close(descriptor)
+
+    def close(self) -> None:
+        """Close the descriptor, and so unlock the part; raise nothing."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
     def commit(self) -> None:
-        """Give the part its final name."""
-        self.close()
+        """Give the flushed part its final name, then unlock it."""
         try:
             os.replace(self.path, self.target)
         except OSError as exc:
             raise OutputError(f"{self.target}: {os_reason(exc)}") from exc
+        self.close()
 
     def discard(self) -> None:
         """Remove the part."""
-        with contextlib.suppress(OutputError):
-            self.close()
+        self.close()
         with contextlib.suppress(OSError):
             os.unlink(self.path)
