@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vidmatte.models.weights import FoldedTensors
 
 AUTO_ORDER = {"cpu": 0}
-PRECISIONS: dict[str, tuple[Precision, ...]] = {"cpu": ("f32", "bf16")}
+PRECISIONS: dict[str, tuple[Precision, ...]] = {"cpu": ("f32", "bf16", "int8")}
 _CONVERTER = "openvino.tools.ovc"
 
 
@@ -71,32 +71,79 @@ class _Graph:
     """Builds the network out of OpenVINO operations; the methods follow the figures.
 
     With `recentre`, channels that carry a large constant lose it and the next block makes up for
-    it: the same in exact arithmetic, and bf16 stays accurate (see `constant_channels`).
+    it: the same in exact arithmetic, and bf16 stays accurate (see `constant_channels`). With
+    `ranges` (largest value of each block's and stage's output) maps and kernels are 8-bit between
+    the first convolution and the side maps, but for the blocks that carry such a constant.
     """
 
-    def __init__(self, network: Network, tensors: FoldedTensors, *, recentre: bool) -> None:
+    def __init__(
+        self,
+        network: Network,
+        tensors: FoldedTensors,
+        *,
+        recentre: bool,
+        ranges: Mapping[str, float] | None = None,
+    ) -> None:
         from openvino import opset13
 
         self.op: Any = opset13
         self.network = network
         self.tensors = tensors
         self.recentre = recentre
+        self.ranges = ranges
         self.convolutions = {c.name: c for c in convolutions(network)}
 
-    def convolution(self, name: str, x: Any) -> Any:
-        """Convolution and bias; ReLU where BN was."""
+    def convolution(self, name: str, x: Any, *, exact: bool = False) -> Any:
+        """Convolution and bias; ReLU where BN was. `exact` keeps the kernel out of int8."""
         conv = self.convolutions[name]
-        y = self._convolve(conv, x, self.tensors[conv.weight_key])
+        y = self._convolve(conv, x, self.tensors[conv.weight_key], exact=exact)
         y = self.op.add(y, self._per_channel(self.tensors[conv.bias_key]))
         return self.op.relu(y) if conv.normalised else y
 
-    def _convolve(self, conv: Convolution, x: Any, weight: NDArray[np.float32]) -> Any:
+    def _convolve(
+        self, conv: Convolution, x: Any, weight: NDArray[np.float32], *, exact: bool
+    ) -> Any:
         pad = [conv.dilation * (conv.kernel // 2)] * 2
         kernel = self.op.constant(np.ascontiguousarray(weight))
+        if self.ranges is not None and not exact:
+            limit = np.abs(weight).max(axis=(1, 2, 3), keepdims=True)
+            limit = np.maximum(limit, np.finfo(np.float32).tiny)
+            kernel = self.op.fake_quantize(kernel, -limit, limit, -limit, limit, 255)
         return self.op.convolution(x, kernel, [conv.stride] * 2, pad, pad, [conv.dilation] * 2)
 
     def _per_channel(self, values: NDArray[np.float32]) -> Any:
         return self.op.constant(np.ascontiguousarray(values.reshape(1, -1, 1, 1)))
+
+    def quantise(self, x: Any, *names: str) -> Any:
+        """Round a map ≥ 0 to 8 bits in int8, by one scale for all maps that `names` join."""
+        if self.ranges is None:
+            return x
+        low, high = np.float32(0), np.float32(max(self.ranges[name] for name in names))
+        return self.op.fake_quantize(x, low, high, low, high, 256)
+
+    def pool(self, x: Any) -> Any:
+        """Halve height and width by the maximum."""
+        return self.op.max_pool(
+            x, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2], "floor", index_element_type="i64"
+        ).output(0)
+
+    def upsample(self, x: Any, like: Any) -> Any:
+        """Resize bilinearly, half-pixel centres, to the height and width of `like`."""
+        size, target = list(x.get_output_shape(0))[2:], list(like.get_output_shape(0))[2:]
+        if size == target:
+            return x
+        return self.op.interpolate(
+            x,
+            np.array(target, np.int64),
+            "linear_onnx",
+            "sizes",
+            coordinate_transformation_mode="half_pixel",
+            axes=np.array([2, 3], np.int64),
+        )
+
+    def concat(self, *maps: Any) -> Any:
+        """Concatenate along the channels."""
+        return self.op.concat(list(maps), 1)
 
     def _constants(self, block: str) -> NDArray[np.float32]:
         conv = self.convolutions[block]
@@ -125,76 +172,82 @@ class _Graph:
             shape = [*maps[1].get_output_shape(0)]
             ones = np.ones((shape[0], parts.shape[1], *shape[2:]), np.float32)
             maps = [*maps, self.op.constant(ones)]
-        y = self._convolve(conv, self.concat(*maps), weight)
+        y = self._convolve(conv, self.concat(*maps), weight, exact=bool(taken_in.any()))
         y = self.op.add(y, self._per_channel(bias - taken))
         return self.op.maximum(y, self._per_channel(-taken)) if taken.any() else self.op.relu(y)
 
-    def pool(self, x: Any) -> Any:
-        """Halve height and width by the maximum."""
-        return self.op.max_pool(
-            x, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2], "floor", index_element_type="i64"
-        ).output(0)
+    def stage(self, name: str, x: Any, *, exact: bool = False) -> Any:
+        """A residual U-block (U²-Net paper, figure 2e); dilated ones keep their size (RSU-4F).
 
-    def upsample(self, x: Any, like: Any) -> Any:
-        """Resize bilinearly, half-pixel centres, to the height and width of `like`."""
-        size, target = list(x.get_output_shape(0))[2:], list(like.get_output_shape(0))[2:]
-        if size == target:
-            return x
-        return self.op.interpolate(
-            x,
-            np.array(target, np.int64),
-            "linear_onnx",
-            "sizes",
-            coordinate_transformation_mode="half_pixel",
-            axes=np.array([2, 3], np.int64),
-        )
-
-    def concat(self, *maps: Any) -> Any:
-        """Concatenate along the channels."""
-        return self.op.concat(list(maps), 1)
-
-    def stage(self, name: str, x: Any) -> Any:
-        """A residual U-block (U²-Net paper, figure 2e); dilated ones keep their size (RSU-4F)."""
+        `exact` says that `x` is not 8-bit.
+        """
         stage: Stage = self.network.stages[name]
-        x_in = self.convolution(f"{name}.rebnconvin", x)
-        down = [self.convolution(f"{name}.rebnconv1", x_in)]
-        for level in range(2, stage.height + 1):
+        height = stage.height
+
+        def joined(level: int) -> tuple[str, str]:
+            """Names of the two maps that meet at `level`."""
+            deeper = f"{name}.rebnconv{level + 1}" + "d" * (level + 1 < height)
+            return f"{name}.rebnconv{level}", deeper
+
+        x_in = self.convolution(f"{name}.rebnconvin", x, exact=exact)
+        x_in = self.quantise(x_in, f"{name}.rebnconvin")
+        down = [self.quantise(self.convolution(f"{name}.rebnconv1", x_in), *joined(1))]
+        for level in range(2, height + 1):
             y = down[-1]
-            if not stage.dilated and level < stage.height:
+            if not stage.dilated and level < height:
                 y = self.pool(y)
-            down.append(self.convolution(f"{name}.rebnconv{level}", y))
+            y = self.convolution(f"{name}.rebnconv{level}", y)
+            down.append(self.quantise(y, *joined(level)) if level < height else y)
         y = down.pop()
         taken = np.zeros(stage.mid_channels, np.float32)
-        for level in range(stage.height - 1, 0, -1):
+        for level in range(height - 1, 0, -1):
             skip, block, taken_in = down.pop(), f"{name}.rebnconv{level}d", taken
             taken = self._constants(block)
-            y = self.decoder_block(block, [self.upsample(y, skip), skip], taken_in, taken)
+            y = self.upsample(y, skip)
+            if not taken_in.any():
+                y = self.quantise(y, *joined(level))
+            y = self.decoder_block(block, [y, skip], taken_in, taken)
         return self.op.add(y, x_in)
 
     def logits(self, x: Any) -> Any:
         """The fused map d0 before its sigmoid (U²-Net paper, figure 5), (N, 1, h, w)."""
         for index in range(len(self.network.stem)):
-            x = self.convolution(f"stem.{index}", x)
+            x = self.convolution(f"stem.{index}", x, exact=index == 0)
+            x = self.quantise(x, f"stem.{index}")
         encoded: list[Any] = []
-        for name in ENCODER:
-            encoded.append(self.stage(name, self.pool(encoded[-1]) if encoded else x))
+        for level, name in enumerate(ENCODER, 1):
+            exact = level == 1 and not self.network.stem
+            y = self.stage(name, self.pool(encoded[-1]) if encoded else x, exact=exact)
+            encoded.append(self.quantise(y, *_joined_stages(level)) if level < 6 else y)
         decoded = [encoded.pop()]
-        for name in DECODER:
+        for level, name in zip(range(5, 0, -1), DECODER, strict=True):
             skip = encoded.pop()
-            decoded.append(self.stage(name, self.concat(self.upsample(decoded[-1], skip), skip)))
+            # Quantised behind the resize: OpenVINO does not carry 8 bits through a bilinear one.
+            y = self.quantise(self.upsample(decoded[-1], skip), *_joined_stages(level))
+            decoded.append(self.stage(name, self.concat(y, skip)))
         sides = [
-            self.convolution(f"side{index}", y) for index, y in enumerate(reversed(decoded), 1)
+            self.convolution(f"side{index}", y, exact=True)
+            for index, y in enumerate(reversed(decoded), 1)
         ]
-        return self.convolution(
-            "outconv", self.concat(*(self.upsample(s, sides[0]) for s in sides))
-        )
+        fused = self.concat(*(self.upsample(side, sides[0]) for side in sides))
+        return self.convolution("outconv", fused, exact=True)
 
 
-def build_graph(request: Request, *, recentre: bool) -> Any:
-    """Build the openvino.Model: uint8 (N, H, W, 3) RGB → float32 probability (N, h, w)."""
+def _joined_stages(level: int) -> tuple[str, str]:
+    """Names of the two stages whose outputs meet in decoder stage `level`, 1..5."""
+    return f"stage{level}", "stage6" if level == 5 else f"stage{level + 1}d"
+
+
+def build_graph(request: Request, precision: Precision) -> Any:
+    """Build the openvino.Model: uint8 (N, H, W, 3) RGB → float32 probability (N, h, w).
+
+    `precision` is resolved; "int8" needs the ranges stored beside the weights.
+    """
     ov = import_openvino()
     row = request.model.row
-    graph = _Graph(row.network, request.model.load(), recentre=recentre)
+    tensors = request.model.load()
+    ranges = request.model.int8_ranges(tensors) if precision == "int8" else None
+    graph = _Graph(row.network, tensors, recentre=precision != "f32", ranges=ranges)
     op = graph.op
     image = op.parameter([request.batch, *request.size, 3], ov.Type.u8, "image_NHW3")
     planar = op.transpose(op.convert(image, "f32"), np.array([0, 3, 1, 2], np.int64))
@@ -206,9 +259,8 @@ def build_graph(request: Request, *, recentre: bool) -> Any:
     return ov.Model([op.result(alpha)], [image], row.name)
 
 
-def _precision(core: Any, wanted: Precision) -> Precision:
+def _precision(wanted: Precision, *, fast_bf16: bool) -> Precision:
     """Turn "auto" into bf16 where this CPU multiplies it fast, else f32; refuse what it lacks."""
-    fast_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if wanted == "auto":
         return "bf16" if fast_bf16 else "f32"
     if wanted == "bf16" and not fast_bf16:
@@ -224,7 +276,9 @@ class OpenVinoBackend:
     def __init__(self, request: Request) -> None:
         ov = import_openvino()
         core = ov.Core()
-        precision = _precision(core, request.precision)
+        # OpenVINO says so where the CPU multiplies bf16 in hardware (AVX-512 BF16 or AMX).
+        fast_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        precision = _precision(request.precision, fast_bf16=fast_bf16)
         self.name = "openvino"
         self.input_size = request.size
         self.batch = request.batch
@@ -232,12 +286,12 @@ class OpenVinoBackend:
         self.description = f"OpenVINO {precision} on CPU, {threads}"
         options = {
             "INFERENCE_NUM_THREADS": str(request.threads),
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "INFERENCE_PRECISION_HINT": "f32" if precision == "f32" or not fast_bf16 else "bf16",
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
         }
         self._tensor = ov.Tensor
-        graph = build_graph(request, recentre=precision != "f32")
+        graph = build_graph(request, precision)
         self._request: Any = core.compile_model(graph, "CPU", options).create_infer_request()
         self._padded: NDArray[np.uint8] | None = None
 

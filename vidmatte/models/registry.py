@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Literal
 
 from vidmatte.errors import ModelError
 from vidmatte.models.table import WEIGHTS_FOLDER, ModelRow, models
-from vidmatte.models.weights import folded, parse_tensors, read_bytes, recognise, sha256_of
+from vidmatte.models.weights import (
+    folded,
+    mean_magnitude,
+    parse_tensors,
+    read_bytes,
+    recognise,
+    sha256_of,
+)
 
 if TYPE_CHECKING:
     from vidmatte.models.weights import FoldedTensors, Tensors
 
+_INT8_HINT = "use --precision bf16 or f32"
+# Storing the same weights as fp16 moves their mean magnitude by less than 1e-5.
+_SAME_WEIGHTS = 1e-3
 CPU_DEFAULT = "live"
 CUDA_DEFAULTS = ("u2net", "u2netp", "live")
 
@@ -58,12 +68,21 @@ class Model:
             recognise(tensors, [self.row.network], self.path)
         return folded(self.row.network, tensors)
 
-    def int8_ranges(self) -> Path | None:
-        """Return the activation ranges stored beside these weights, or None."""
+    def int8_ranges(self, tensors: FoldedTensors) -> dict[str, float]:
+        """Return the largest value of each block's and stage's output, for 8-bit maps.
+
+        They are read from FILE_int8.json beside the weights, else from those of this package, and
+        hold for `tensors` only if they were made with the same weights. Raises ModelError.
+        """
         beside = self.path.with_name(f"{self.path.stem}_int8.json")
         embedded = WEIGHTS_FOLDER / f"{self.name}_int8.json"
-        candidates = [beside] if self.origin == "file" else [beside, embedded]
-        return next((path for path in candidates if path.is_file()), None)
+        path = next((path for path in (beside, embedded) if path.is_file()), None)
+        if path is None:
+            raise ModelError(f"there are no int8 ranges for {self.name}", hint=_INT8_HINT)
+        facts = json.loads(path.read_text("utf-8"))
+        if abs(mean_magnitude(tensors) / facts["mean_magnitude"] - 1) > _SAME_WEIGHTS:
+            raise ModelError(f"the int8 ranges in {path} are of other weights", hint=_INT8_HINT)
+        return {name: float(value) for name, value in facts["ranges"].items()}
 
 
 def model_folder() -> Path:

@@ -192,3 +192,11 @@ def constant_channels(conv: Convolution, tensors: FoldedTensors) -> NDArray[np.f
     if not conv.name.endswith("d") or conv.name.endswith("rebnconv1d"):
         return np.zeros_like(bias)
     return np.where(bias > CONSTANT_BIAS, bias, np.float32(0))
+
+
+def mean_magnitude(tensors: FoldedTensors) -> float:
+    """Return the mean |W| over all folded kernels and biases: tells weights apart, not formats."""
+    import numpy as np
+
+    total = sum(float(np.abs(value).sum(dtype=np.float64)) for value in tensors.values())
+    return total / sum(value.size for value in tensors.values())
