@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from vidmatte import backends
 from vidmatte.backends import Backend, Precision, open_backend
-from vidmatte.errors import BackendError
+from vidmatte.errors import BackendError, ModelError
 from vidmatte.models.registry import Model, from_file, resolve_model
 from vidmatte.models.table import convolutions, models, network_size
 
@@ -117,6 +118,28 @@ def test_probability_is_torch_f32_s(name: str, precision: Precision, model_name:
     assert precision in backend.description
     backend.close()
     backend.close()
+
+
+def test_int8_needs_ranges_of_these_weights(u2net: Model) -> None:
+    with pytest.raises(ModelError, match="no int8 ranges for u2net"):
+        opened(u2net, (64, 64), "openvino", "int8")
+    live = model_named("live")
+    other = {key: value * np.float32(1.01) for key, value in live.load().items()}
+    with pytest.raises(ModelError, match="of other weights"):
+        opened(replace(live, tensors=other), (64, 64), "openvino", "int8")
+
+
+def test_int8_runs_in_8_bits() -> None:
+    """Not f32 under another name: OpenVINO itself says in which type each convolution runs."""
+    backend: Any = opened(model_named("live"), (64, 64), "openvino", "int8")
+    compiled = backend._request.get_compiled_model()
+    kinds = []
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        facts = node.get_rt_info()
+        if "layerType" in facts and facts["layerType"].astype(str) == "Convolution":
+            kinds.append(facts["primitiveType"].astype(str))
+    assert len(kinds) == 120
+    assert sum(kind.endswith("_I8") for kind in kinds) >= 100, kinds
 
 
 @pytest.mark.parametrize("name", NETWORKS)
