@@ -141,7 +141,8 @@ def _fit(guide: list[Floats], coarse: Floats, window: _Window) -> _Linear:
     for remaining in reversed(range(window.passes)):
         model = _fit_once(guide, means, inverse, target, coarse, window.radius)
         if remaining:
-            target = np.clip(_dot(model.slopes, guide) + model.offset, 0, 1, dtype=np.float32)
+            again = _dot(model.slopes, guide) + model.offset
+            target = np.asarray(np.clip(again, 0, 1), np.float32)
     return model
 
 
@@ -164,7 +165,7 @@ def _fit_once(
     offset = mean - _dot(slopes, means)
     variance = _box(target * target, radius) - mean * mean
     explained = np.clip(_dot(slopes, joint) / (variance + np.float32(_FLAT)), 0, 1)
-    trust = _box(explained, radius)
+    trust = _box(np.asarray(explained, np.float32), radius)
     blended = _box(offset, radius) * trust + coarse * (1 - trust)
     return _Linear([_box(slope, radius) * trust for slope in slopes], blended)
 
