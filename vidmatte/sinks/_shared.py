@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vidmatte.errors import OutputError
@@ -21,6 +23,17 @@ def output_error(name: str, exc: Exception) -> OutputError:
     if isinstance(exc, OSError) and exc.errno in WRITE_ERRORS:
         return OutputError(f"{name}: {os_reason(exc)}")
     return OutputError(f"{name}: cannot be encoded: {exc}")
+
+
+@contextmanager
+def translated(name: str) -> Iterator[None]:
+    """Turn what PyAV or the system raises while writing `name` into OutputError."""
+    import av
+
+    try:
+        yield
+    except (av.FFmpegError, OSError, ValueError) as exc:
+        raise output_error(name, exc) from exc
 
 
 def os_reason(exc: OSError) -> str:
@@ -43,10 +56,13 @@ class Converter:
     """Bring pictures to one pixel format and colour description, keeping one swscale context.
 
     Pictures already in that format pass through untouched. YUV stays in the source's matrix and
-    range; RGB becomes BT.709 limited (or the reverse for RGB targets).
+    range; RGB becomes BT.709 limited (or the reverse for RGB targets). `fixed` is for targets
+    that know one matrix and range only.
     """
 
-    def __init__(self, pix_fmt: str, source: Colour, height: int) -> None:
+    def __init__(
+        self, pix_fmt: str, source: Colour, height: int, *, fixed: Colour | None = None
+    ) -> None:
         self._pix_fmt = pix_fmt
         self._reformatter: av.video.reformatter.VideoReformatter | None = None
         target = layout_of(pix_fmt)
@@ -55,6 +71,7 @@ class Converter:
         self.colour = source
         if source.matrix == 0 and not self._to_rgb:
             self.colour = Colour(1, 1, source.primaries, source.transfer)
+        self._target = fixed or self.colour.resolved(height)
 
     def convert(self, picture: av.VideoFrame) -> av.VideoFrame:
         """Return `picture` in the target format, with its time stamp."""
@@ -70,9 +87,9 @@ class Converter:
             picture,
             format=self._pix_fmt,
             src_colorspace=None if from_rgb else _swscale_matrix(origin.matrix),
-            dst_colorspace=_swscale_matrix(1 if from_rgb else origin.matrix),
+            dst_colorspace=_swscale_matrix(self._target.matrix),
             src_color_range=2 if from_rgb else origin.range,
-            dst_color_range=2 if self._to_rgb else 1 if from_rgb else origin.range,
+            dst_color_range=2 if self._to_rgb else self._target.range,
             interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
             threads=1,
         )

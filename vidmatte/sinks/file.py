@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
 from vidmatte.frames import VideoInfo
-from vidmatte.sinks._shared import Converter, Turner, output_error
+from vidmatte.sinks._shared import Converter, Turner, translated
 from vidmatte.sinks._streams import Carrier, CompanionReader, kept_tags
 from vidmatte.sinks.plan import OutputPlan
 
@@ -51,15 +51,13 @@ class FileSink:
         self._converter = Converter(plan.pix_fmt, info.colour, info.height)
         interlaced = info.field_order != "progressive" and plan.codec in INTERLACED_CODECS
         self._fields = FieldMarker(info, plan.pix_fmt) if interlaced else None
-        try:
+        with translated(name):
             self._container = self._open()
             self._stream = self._add_video(threads, video_metadata or {})
             if companions is not None:
                 self._carrier = Carrier(self._container, companions, audio=audio)
                 self._container.metadata.update(kept_tags(companions.metadata))
                 self._container.set_chapters(companions.chapters)  # type: ignore[arg-type]
-        except OSError as exc:
-            raise output_error(name, exc) from exc
 
     @property
     def notes(self) -> list[str]:
@@ -122,6 +120,7 @@ class FileSink:
         stream.metadata.update(kept_tags(metadata))
         if info.display_matrix is not None and not plan.turned:
             stream.set_display_matrix(list(info.display_matrix))
+        context.open()  # what the encoder refuses is known before a model is loaded
         return stream
 
     def _tag_colour(self, context: av.VideoCodecContext) -> None:
@@ -151,18 +150,16 @@ class FileSink:
 
     def write(self, picture: av.VideoFrame) -> None:
         """Encode a picture and mux it and the sound up to it."""
-        picture = self._converter.convert(picture)
-        if self._turner is not None:
-            picture = self._turner.turn(picture)
-        if self._fields is not None:
-            picture = self._fields.mark(picture)
-        picture.pict_type = 0  # the source's own I, P, B must not drive the encoder
-        self._place(picture)
-        try:
+        with translated(self._name):
+            picture = self._converter.convert(picture)
+            if self._turner is not None:
+                picture = self._turner.turn(picture)
+            if self._fields is not None:
+                picture = self._fields.mark(picture)
+            picture.pict_type = 0  # the source's own I, P, B must not drive the encoder
+            self._place(picture)
             for packet in self._stream.encode(picture):
                 self._mux(packet)
-        except OSError as exc:
-            raise output_error(self._name, exc) from exc
 
     def _place(self, picture: av.VideoFrame) -> None:
         """Move the time stamp to the output's clock, keeping it after the one before."""
@@ -187,21 +184,15 @@ class FileSink:
             return
         self._closed = True
         try:
-            for packet in self._stream.encode(None):
-                self._mux(packet)
-            if self._carrier is not None:
-                self._carrier.carry(None)
-                self._carrier.finish()
-        except (OSError, ValueError) as exc:
-            raise output_error(self._name, exc) from exc
+            with translated(self._name):
+                for packet in self._stream.encode(None):
+                    self._mux(packet)
+                if self._carrier is not None:
+                    self._carrier.carry(None)
+                    self._carrier.finish()
         finally:
-            self._close_container()
-
-    def _close_container(self) -> None:
-        try:
-            self._container.close()
-        except (OSError, ValueError) as exc:
-            raise output_error(self._name, exc) from exc
+            with translated(self._name):
+                self._container.close()
 
 
 class FieldMarker:

@@ -80,13 +80,21 @@ ENCODER_FORMATS = {
     "qtrle": ("rgb24", "argb"),
     "png": ("rgb24", "rgba", "rgb48be", "rgba64be", "gray", "gray16be"),
     "apng": ("rgb24", "rgba", "rgb48be", "rgba64be", "gray", "gray16be"),
-    "libwebp": ("yuv420p", "yuva420p", "bgra"),
+    "libwebp": ("bgra",),  # WebP's YUV is BT.601 limited and has no tags: libwebp converts
     "tiff": ("rgb24", "rgba", "rgb48le", "rgba64le", "gray", "gray16le"),
     "utvideo": ("yuv420p", "yuv422p", "yuv444p", "gbrp", "gbrap"),
     "huffyuv": ("yuv422p", "rgb24", "bgra"),
     "gif": ("pal8",),
 }  # fmt: skip
 _PACKED = re.compile(r"(bgra|rgba|argb|abgr|rgba64\w*)|(rgb24|bgr24|bgr0|rgb48\w*)|(gray16be)")
+_X26X = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower",
+         "veryslow", "placebo")  # fmt: skip
+PRESETS = {
+    "libx264": _X26X,
+    "libx265": _X26X,
+    "libvpx-vp9": tuple(str(n) for n in range(9)),
+    "libsvtav1": tuple(str(n) for n in range(14)),
+}
 HOLDS_ORIENTATION = frozenset({"mp4", "mov", "matroska"})
 
 
@@ -302,7 +310,9 @@ def _plan_pictures(
         wanted = replace(wanted, model="yuv", bits=8)
     pix_fmt = nearest_format(wanted, ENCODER_FORMATS[encoder])
     kind: Kind = "sequence" if is_sequence else "picture"
-    options = {"lossless": "1"} if encoder == "libwebp" and content == "matte" else {}
+    options = {}
+    if encoder == "libwebp":
+        options = {"lossless": "1"} if content == "matte" else {"quality": "90"}
     turned = info.orientation != Orientation()
     return OutputPlan(kind, "", encoder, pix_fmt, content, options, turned)
 
@@ -311,6 +321,7 @@ def encoder_options(
     encoder: str, content: Content, crf: int | None, preset: str | None, pix_fmt: str
 ) -> dict[str, str]:
     """Private options of an encoder for this content; `crf` and `preset` as the user gave them."""
+    _check_preset(encoder, preset)
     lossless = content == "matte" and crf is None
     if encoder in ("libx264", "libx265"):
         default = 18 if encoder == "libx264" else 20
@@ -332,6 +343,12 @@ def encoder_options(
     if encoder == "prores_ks":
         return {"profile": "4444" if "444" in pix_fmt else "hq", "alpha_bits": "16"}
     return {}
+
+
+def _check_preset(encoder: str, preset: str | None) -> None:
+    known = PRESETS.get(encoder)
+    if preset is not None and known is not None and preset not in known:
+        raise UsageError(f"unknown preset '{preset}'", hint=f"{encoder} knows {', '.join(known)}")
 
 
 def working_format(pix_fmt: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,15 @@ def open_descriptor(path: str | os.PathLike[str]) -> int:
     raise InputError(
         f"{name}: is not a regular file", hint="pipe it in and name the input '-' instead"
     )
+
+
+def open_stdin() -> int:
+    """Duplicate standard input's descriptor; raise InputError for none and for a terminal."""
+    if sys.stdin is None or sys.stdin.closed:
+        raise InputError("standard input: is closed", hint="pipe a video in")
+    if sys.stdin.isatty():
+        raise InputError("standard input: is a terminal", hint="pipe a video in")
+    return os.dup(sys.stdin.fileno())
 
 
 def _why(exc: OSError | ValueError) -> str:

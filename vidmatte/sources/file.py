@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -61,7 +60,7 @@ class FileSource:
 
     def __enter__(self) -> Self:
         if self._path == _shared.STDIN:
-            self._descriptor = os.dup(sys.stdin.fileno())
+            self._descriptor = _shared.open_stdin()
         else:
             self._descriptor = _shared.open_descriptor(self._path)
         try:
