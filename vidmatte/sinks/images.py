@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidmatte.errors import OutputError
-from vidmatte.frames import VideoInfo
+from vidmatte.frames import MATRIX_BT470BG, RANGE_FULL, Colour, VideoInfo
 from vidmatte.sequences import numbered_files
 from vidmatte.sinks._shared import Converter, Turner, os_reason, output_error
 from vidmatte.sinks.plan import OutputPlan
@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     import av
 
 
+JFIF = Colour(MATRIX_BT470BG, RANGE_FULL)  # what every reader of a JPEG file assumes
+
+
 class PictureEncoder:
     """Turns pictures into the bytes of picture files, one encoder for all of one size."""
 
     def __init__(self, plan: OutputPlan, info: VideoInfo) -> None:
         self._plan, self._info = plan, info
         self._turner = Turner(info) if plan.turned else None
-        self._converter = Converter(plan.pix_fmt, info.colour, info.height)
+        fixed = JFIF if plan.codec == "mjpeg" else None
+        self._converter = Converter(plan.pix_fmt, info.colour, info.height, fixed=fixed)
 
     def encode(self, picture: av.VideoFrame) -> bytes:
         """Return the file's bytes."""
