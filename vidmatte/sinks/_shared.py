@@ -72,7 +72,6 @@ class Converter:
         if source.matrix == 0 and not self._to_rgb:
             self.colour = Colour(1, 1, source.primaries, source.transfer)
         self._target = fixed or self.colour.resolved(height)
-        self._target = fixed or self.colour.resolved(height)
 
     def convert(self, picture: av.VideoFrame) -> av.VideoFrame:
         """Return `picture` in the target format, with its time stamp."""
