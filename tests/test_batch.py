@@ -1,0 +1,197 @@
+"""A folder goes in, the same folder comes out; one bad file does not spoil it."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import Cli, decode, make_clip
+
+from vidmatte.batch import OUTPUT_SUFFIXES, Job, output_kind, plan_folder, run_folder
+from vidmatte.errors import InputError, ModelError, UsageError
+from vidmatte.frames import VideoInfo
+from vidmatte.matting import MattingChoice
+from vidmatte.outputs import plan_for
+from vidmatte.pipeline import Stop
+from vidmatte.runner import FileRun
+from vidmatte.sinks.plan import Content
+
+
+def write_picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.full((24, 32, 3), 90, np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A video, a picture in a subfolder, a broken file, and what is neither."""
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    make_clip(tmp_path / "in" / "clip.mp4", 3)
+    write_picture(tmp_path / "in" / "sub" / "photo.jpg")
+    (tmp_path / "in" / "broken.mov").write_text("no video")
+    (tmp_path / "in" / "notes.txt").write_text("no video")
+    (tmp_path / "in" / ".hidden.mp4").write_text("no video")
+    (tmp_path / "in" / "old.part.mp4").write_text("no video")
+    return tmp_path / "in"
+
+
+def start(source: str, outputs: dict[str, Content]) -> FileRun:
+    return FileRun(source, outputs, matting=MattingChoice(backend="null"))
+
+
+def names(jobs: list[Job], root: Path) -> list[str]:
+    return [str(job.target.relative_to(root)) for job in jobs]
+
+
+@pytest.mark.parametrize("background", [None, "green", "transparent"])
+@pytest.mark.parametrize("one_picture", [False, True])
+@pytest.mark.parametrize("suffix", sorted(OUTPUT_SUFFIXES))
+def test_every_output_of_the_table_can_be_written(
+    suffix: str, one_picture: bool, background: str | None
+) -> None:
+    name, content = output_kind(suffix, background, one_picture=one_picture)
+    info = VideoInfo("", 64, 48, "yuv420p", *(1,) * 2, is_still=name == ".png")  # type: ignore[arg-type]
+    plan = plan_for(f"out{name}", info, content, codec=None, crf=None, preset=None)
+    assert plan.content == content
+
+
+@pytest.mark.parametrize(
+    ("suffix", "background", "expected"),
+    [
+        (".mp4", None, (".mp4", "opaque")),
+        (".MOV", None, (".mov", "opaque")),
+        (".avi", None, (".mp4", "opaque")),
+        (".jpg", None, (".png", "transparent")),
+        (".gif", None, (".gif", "transparent")),
+        (".mp4", "transparent", (".mov", "transparent")),
+        (".webm", "transparent", (".webm", "transparent")),
+        (".jpg", "beach.jpg", (".png", "opaque")),
+    ],
+)
+def test_outputs_follow_their_inputs(
+    suffix: str, background: str | None, expected: tuple[str, str]
+) -> None:
+    assert output_kind(suffix, background) == expected
+
+
+def test_plan_mirrors_the_tree_and_leaves_the_rest(folder: Path, tmp_path: Path) -> None:
+    plan = plan_folder(folder, tmp_path / "out")
+    assert names(plan.jobs, tmp_path / "out") == ["broken.mov", "clip.mp4", "sub/photo.png"]
+    assert (plan.finished, plan.others) == (0, 3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_failure_does_not_stop_the_rest(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    outcomes = list(run_folder(plan_folder(folder, target), start, Stop()))
+    assert [o.error is None for o in outcomes] == [False, True, True]
+    assert len(decode(target / "clip.mp4")) == 3
+    assert decode(target / "sub" / "photo.png")[0].format.name == "rgba"
+    assert sorted(p.name for p in target.rglob("*") if p.is_file()) == ["clip.mp4", "photo.png"]
+    again = plan_folder(folder, target)
+    assert names(again.jobs, target) == ["broken.mov"]
+    assert again.finished == 2
+    assert len(plan_folder(folder, target, overwrite=True).jobs) == 3
+
+
+def test_outputs_are_not_fed_back(folder: Path) -> None:
+    target = folder / "out"
+    list(run_folder(plan_folder(folder, target), start, Stop()))
+    assert names(plan_folder(folder, target, overwrite=True).jobs, target) == [
+        "broken.mov", "clip.mp4", "sub/photo.png"
+    ]  # fmt: skip
+
+
+def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a" / "b" / "x.png")
+    write_picture(tmp_path / "a" / "b" / "b" / "x.png")
+    plan = plan_folder(tmp_path / "a" / "b", tmp_path / "a", overwrite=True)
+    problems = {str(job.source.relative_to(tmp_path)): job.problem for job in plan.jobs}
+    assert problems["a/b/x.png"] is None
+    assert "is also an input" in str(problems["a/b/b/x.png"])
+
+
+def test_two_inputs_with_one_output_name(folder: Path, tmp_path: Path) -> None:
+    (folder / "clip.avi").write_bytes((folder / "clip.mp4").read_bytes())
+    plan = plan_folder(folder, tmp_path / "out")
+    outcomes = {o.job.source.name: o.error for o in run_folder(plan, start, Stop())}
+    assert outcomes["clip.avi"] is None
+    assert "is already that of" in str(outcomes["clip.mp4"])
+    again = plan_folder(folder, tmp_path / "out")
+    assert [j.source.name for j in again.jobs] == ["broken.mov", "clip.mp4"]
+
+
+def test_links_to_folders_are_not_followed(folder: Path, tmp_path: Path) -> None:
+    write_picture(tmp_path / "elsewhere" / "secret.png")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "loop").symlink_to(folder)
+    assert len(plan_folder(folder, tmp_path / "out").jobs) == 3
+
+
+def test_a_name_like_a_pattern_is_a_name(tmp_path: Path) -> None:
+    write_picture(tmp_path / "in_%03d" / "p.png")
+    write_picture(tmp_path / "in_%03d" / "img_%03d.png")
+    plan = plan_folder(tmp_path / "in_%03d", tmp_path / "out")
+    assert "pattern" in str(plan.jobs[0].problem)
+    assert plan.jobs[1].problem is None
+
+
+@pytest.mark.parametrize("target", ["in", "in/../in", "notes", "new.mp4"])
+def test_folders_that_cannot_be_meant(folder: Path, target: str) -> None:
+    (folder.parent / "notes").write_text("a file")
+    with pytest.raises(UsageError):
+        plan_folder(folder, folder.parent / target)
+
+
+def test_empty_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(InputError, match="no video or picture"):
+        plan_folder(tmp_path / "in", tmp_path / "out")
+
+
+def test_stop_ends_between_files(folder: Path, tmp_path: Path) -> None:
+    stop = Stop()
+    ended = []
+    for outcome in run_folder(plan_folder(folder, tmp_path / "out"), start, stop):
+        ended.append(outcome)
+        stop.request(signal.SIGINT)
+    assert len(ended) == 1
+
+
+def test_missing_model_ends_at_once(folder: Path, tmp_path: Path) -> None:
+    def without_model(source: str, outputs: dict[str, Content]) -> FileRun:
+        return FileRun(source, outputs, matting=MattingChoice(model="none"))
+
+    (folder / "broken.mov").unlink()
+    with pytest.raises(ModelError):
+        list(run_folder(plan_folder(folder, tmp_path / "out"), without_model, Stop()))
+
+
+def test_command_line_tells_of_each_file(run_cli: Cli, folder: Path, tmp_path: Path) -> None:
+    done = run_cli("run", folder, tmp_path / "out", "--backend", "null")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    errors = [line for line in done.stderr.splitlines() if line.startswith(("error", "failed"))]
+    assert len(errors) == 2
+    assert all("broken.mov" in line for line in errors)
+    assert "2 of 3 files done, 1 failed, 3 other files left alone" in done.stderr
+
+
+def test_json_is_one_line_per_file(run_cli: Cli, folder: Path, tmp_path: Path) -> None:
+    done = run_cli("run", folder, tmp_path / "out", "--backend", "null", "--json")
+    documents = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [("error" in d, d.get("frames")) for d in documents] == [
+        (True, None), (False, 3), (False, 1)
+    ]  # fmt: skip
+    assert "error" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--alpha", "--foreground", "--rate"])
+def test_options_for_one_input(run_cli: Cli, folder: Path, tmp_path: Path, option: str) -> None:
+    done = run_cli("run", folder, tmp_path / "out", option, "7")
+    assert done.returncode == 2
+    assert not (tmp_path / "out").exists()
