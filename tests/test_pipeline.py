@@ -287,7 +287,7 @@ def test_supervise_returns_raises_and_is_left_by_a_stop(monkeypatch: pytest.Monk
 
     with pytest.raises(ValueError, match="no"):
         supervise(broken, Stop())
-    monkeypatch.setattr(pipeline_module, "GRACE_S", SHORT_GRACE_S)
+    monkeypatch.setattr(pipeline_module, "OPEN_GRACE_S", SHORT_GRACE_S)
     stop, release = Stop(), threading.Event()
     threading.Timer(0.05, stop.request, (signal.SIGINT,)).start()
     with pytest.raises(CancelledError):

@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 CHANNEL_DEPTH = 4
 CHANNEL_BYTES = 256 << 20  # four 8K pictures of 8 bits; at least one item always passes
+OPEN_GRACE_S = 1.0  # the same while files are opened, when there is nothing to finish
 GRACE_S = 4.0  # what a worker gets to end after a stop; beyond it, it hangs in C code
 
 
@@ -321,7 +322,7 @@ def supervise(work: Callable[[], T], stop: Stop) -> T:
     while not stop.wait(lambda: bool(result or error), 60.0) and not stop.requested:
         pass
     if stop.requested:
-        thread.join(GRACE_S)
+        thread.join(OPEN_GRACE_S)
         raise CancelledError("stopped")
     thread.join()
     if error:

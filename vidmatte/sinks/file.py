@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from av.container import OutputContainer
 
 MAX_INTERLEAVE_US = 1_000_000  # what the muxer holds back for a stream that is silent
+CLUSTER_MS = 500  # what a Matroska loses to a sudden end, beyond what the encoder holds
 SAFE_TIME_BASES = {"avi", "gif", "apng"}  # containers whose clock is the frame rate
 INTERLACED_CODECS = {"libx264", "mpeg4"}
 CODEC_FLAG_INTERLACED = (1 << 18) | (1 << 29)  # AV_CODEC_FLAG_INTERLACED_DCT and _ME
@@ -73,6 +74,8 @@ class FileSink:
         import av
 
         options = {"max_interleave_delta": str(MAX_INTERLEAVE_US), "flush_packets": "1"}
+        if self._plan.container in ("matroska", "webm"):
+            options["cluster_time_limit"] = str(CLUSTER_MS)
         if self._plan.container in ("mp4", "mov"):
             options |= {"movflags": self._movflags(), "video_track_timescale": self._timescale()}
         # The address names our own descriptor: FFmpeg never resolves the user's name.

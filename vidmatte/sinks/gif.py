@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
 from vidmatte.frames import VideoInfo
-from vidmatte.sinks._shared import Converter, Turner, output_error
+from vidmatte.sinks._shared import Converter, Turner, translated
 from vidmatte.sinks.plan import OutputPlan
 
 if TYPE_CHECKING:
@@ -30,10 +30,8 @@ class GifSink:
         self._graph: av.filter.Graph | None = None
         self._last = -MIN_STEP
         self._closed = False
-        try:
+        with translated(name):
             self._container = av.open(f"file:/dev/fd/{descriptor}", "w", format="gif")
-        except OSError as exc:
-            raise output_error(name, exc) from exc
 
     def write(self, picture: av.VideoFrame) -> None:
         """Take a picture; the first ones wait until the palette is made."""
@@ -104,15 +102,14 @@ class GifSink:
     def _encode(self, picture: av.VideoFrame | None) -> None:
         import av
 
-        try:
+        with translated(self._name):
             self._source.push(picture)
             while True:
-                mapped = cast("av.VideoFrame", self._sink.pull())
+                try:
+                    mapped = cast("av.VideoFrame", self._sink.pull())
+                except (av.error.BlockingIOError, av.error.EOFError):
+                    return
                 self._container.mux(self._stream.encode(mapped))
-        except (av.error.BlockingIOError, av.error.EOFError):
-            return
-        except OSError as exc:
-            raise output_error(self._name, exc) from exc
 
     def close(self) -> None:
         """Write what waits and finish the file."""
@@ -120,12 +117,12 @@ class GifSink:
             return
         self._closed = True
         try:
-            if self._graph is None and self._first:
-                self._start()
-            if self._graph is not None:
-                self._encode(None)
-                self._container.mux(self._stream.encode(None))
-        except OSError as exc:
-            raise output_error(self._name, exc) from exc
+            with translated(self._name):
+                if self._graph is None and self._first:
+                    self._start()
+                if self._graph is not None:
+                    self._encode(None)
+                    self._container.mux(self._stream.encode(None))
         finally:
-            self._container.close()
+            with translated(self._name):
+                self._container.close()

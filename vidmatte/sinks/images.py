@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vidmatte.errors import OutputError
 from vidmatte.frames import MATRIX_BT470BG, RANGE_FULL, Colour, VideoInfo
 from vidmatte.sequences import numbered_files
-from vidmatte.sinks._shared import Converter, Turner, os_reason, output_error
+from vidmatte.sinks._shared import Converter, Turner, os_reason, translated
 from vidmatte.sinks.plan import OutputPlan
 
 if TYPE_CHECKING:
@@ -58,12 +58,10 @@ class PictureSink:
 
     def write(self, picture: av.VideoFrame) -> None:
         """Encode and write the picture."""
-        try:
+        with translated(self._name):
             data = memoryview(self._encoder.encode(picture))
             while data:
                 data = data[os.write(self._descriptor, data) :]
-        except OSError as exc:
-            raise output_error(self._name, exc) from exc
 
     def close(self) -> None:
         """Nothing is held back."""
@@ -96,10 +94,8 @@ class SequenceSink:
     def write(self, picture: av.VideoFrame) -> None:
         """Encode the next picture into its own file."""
         name = self._pattern.name % self._number
-        try:
+        with translated(str(self._pattern)):
             (self._folder / name).write_bytes(self._encoder.encode(picture))
-        except OSError as exc:
-            raise output_error(str(self._pattern), exc) from exc
         self._files.append(name)
         self._number += 1
 

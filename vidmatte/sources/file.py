@@ -114,13 +114,22 @@ class FileSource:
         self._pictures = self._decode()
         first = next(self._pictures, None)
         if first is None:
-            raise InputError(f"{self._name}: {self._report.why_nothing()}")
+            raise self._nothing()
         self._waiting.append(first)
         videos = len(self.container.streams.video)
         if videos > 1:
             self.notes.append(f"video stream {self._stream.index} of {videos} is used")
         self.info: VideoInfo = describe(self._name, self.container, self._stream, first)
         self._mend = _PresentationTimes(self.info, self._report)
+
+    def _nothing(self) -> InputError:
+        """Say why no picture came out at all."""
+        if self._path == _shared.STDIN and "mp4" in self.container.format.name:
+            return InputError(
+                f"{self._name}: its index is at the end, and a pipe cannot go back",
+                hint="name the file instead of piping it, or move its index to the front",
+            )
+        return InputError(f"{self._name}: {self._report.why_nothing()}")
 
     def _open_decoder(self) -> av.VideoCodecContext:
         import av
