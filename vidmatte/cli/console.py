@@ -76,6 +76,8 @@ class Console:
         self._write(f"error: {error}\n")
         if error.hint:
             self._write(f"hint: {error.hint}\n")
+        for note in getattr(error, "__notes__", ()):
+            self._write(f"stopped: {printable(note)}\n")
         if self._as_json:
             document = {"input": printable(source), "error": str(error), "hint": error.hint}
             sys.stdout.write(json.dumps(document) + "\n")
