@@ -311,6 +311,20 @@ def test_auto_takes_openvino_on_the_cpu() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("driver", "why"),
+    [(False, "no NVIDIA driver is loaded"), (True, "torch sees no usable NVIDIA GPU")],
+)
+def test_auto_device_says_why(monkeypatch: pytest.MonkeyPatch, driver: bool, why: str) -> None:
+    import torch
+
+    monkeypatch.setattr(backends, "_nvidia_driver", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    backend = open_backend(model_named("live"), size=(64, 64), threads=1)
+    assert backend.name == "openvino"
+    assert backend.description.endswith(f" on CPU, 1 thread (auto: {why})")
+
+
 def test_auto_says_what_it_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not silent: a broken OpenVINO leads to torch and to a description that tells so."""
     from vidmatte.backends import openvino

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.numpy import load_file
 
 from vidmatte.cli.models import models as models_command
 from vidmatte.errors import ModelError
@@ -259,8 +260,6 @@ def test_import_keeps_every_value(tmp_path: Path) -> None:
     path = u2netp_pth(tmp_path / "official.pth")
     model = install(path)
     state = torch.load(path, weights_only=True)
-    from safetensors.numpy import load_file
-
     stored = load_file(model.path)
     assert set(stored) == {k for k in state if not k.endswith("num_batches_tracked")}
     assert all(np.array_equal(stored[key], state[key].numpy()) for key in stored)
@@ -295,6 +294,19 @@ def test_commands_fail_in_one_line(arguments: tuple[str, ...], message: str) -> 
 def test_import_does_not_replace_the_embedded_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="embedded"):
         install(u2netp_pth(tmp_path / "w.pth"), "live")
+
+
+def test_import_asks_which_of_two_models_a_file_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with u2net and u2net_human_seg: only the file's name or the user can tell them apart."""
+    twin = replace(models()["u2net"], network=models()["u2netp"].network)
+    monkeypatch.setitem(models(), "u2net", twin)
+    unclear, clear = u2netp_pth(tmp_path / "full_weights.pth"), u2netp_pth(tmp_path / "u2net.pth")
+    with pytest.raises(ModelError, match="may be any of u2netp, u2net"):
+        install(unclear)
+    assert install(clear).name == "u2net"
+    assert install(unclear, "u2netp").name == "u2netp"
 
 
 def test_import_into_a_folder_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,8 +375,6 @@ def test_import_of_onnx(tmp_path: Path, bn: bool) -> None:
     path = tmp_path / "u2netp.onnx"
     path.write_bytes(data)
     model = install(path)
-    from safetensors.numpy import load_file
-
     stored = load_file(model.path)
     assert model.name == "u2netp"
     assert set(stored) == set(expected)

@@ -31,7 +31,7 @@ from vidmatte.models.table import (
     network_size,
     parameter_count,
 )
-from vidmatte.models.weights import folded, parse_tensors, recognise
+from vidmatte.models.weights import MAX_BYTES, folded, parse_tensors, recognise
 
 LIVE = WEIGHTS_FOLDER / "live.safetensors"
 # Folding multiplies and divides each weight once more in float32; the deepest path has 30 layers.
@@ -292,8 +292,23 @@ def from_file_bytes(path: Path, data: bytes) -> None:
 def test_a_missing_file_and_a_folder_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not exist"):
         from_file(tmp_path / "none.pth")
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="is not a file"):
         from_file(tmp_path)
+    sparse = tmp_path / "huge.pth"
+    with sparse.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(ModelError, match="too large"):
+        from_file(sparse)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"ranges": {}, "mean_magnitude": 1}', '{"ranges": 3}'])
+def test_damaged_int8_ranges_are_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(LIVE.read_bytes())
+    path.with_name("mine_int8.json").write_text(text)
+    model = from_file(path)
+    with pytest.raises(ModelError, match="holds no int8 ranges"):
+        model.int8_ranges(model.load())
 
 
 def edited(change: Any) -> bytes:
@@ -356,14 +371,12 @@ def test_cuda_takes_the_best_installed_and_says_so(
     folder = tmp_path / "models"
     monkeypatch.setenv("VIDMATTE_MODEL_DIR", str(folder))
     assert resolve_model(device="cuda").reason == (
-        "model live: default on cuda (u2net, u2netp not installed)"
+        "cuda default: live (u2net, u2netp not installed)"
     )
     install_record(folder, "u2netp", b"x")
-    assert resolve_model(device="cuda:1").reason == (
-        "model u2netp: default on cuda (u2net not installed)"
-    )
+    assert resolve_model(device="cuda:1").reason == ("cuda default: u2netp (u2net not installed)")
     install_record(folder, "u2net", b"y")
-    assert resolve_model(device="cuda").reason == "model u2net: default on cuda"
+    assert resolve_model(device="cuda").reason == "cuda default: u2net"
     assert resolve_model(device="cpu").name == "live"
 
 

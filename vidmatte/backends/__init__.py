@@ -82,7 +82,9 @@ def names() -> list[str]:
 
 
 def module(name: str) -> BackendModule:
-    """Import the backend `name`; nothing of its device is touched."""
+    """Import the backend `name`, or raise BackendError; nothing of its device is touched."""
+    if name not in names():
+        raise BackendError(f"there is no backend {name!r}", hint="backends: " + ", ".join(names()))
     found: BackendModule = importlib.import_module(f"{__name__}.{name}")
     return found
 
@@ -119,11 +121,20 @@ def open_backend(
             f"there is no device {device!r}", hint="devices: auto, cpu, cuda, cuda:N"
         )
     name, _, variant = backend.partition(":")
-    if name != "auto" and name not in names():
-        raise BackendError(f"there is no backend {name!r}", hint="backends: " + ", ".join(names()))
     chosen = choose_device(device, name)
     request = Request(model, chosen, size, batch, precision, threads or default_threads(), variant)
-    return _open_first(request) if name == "auto" else _open(name, request)
+    if name != "auto":
+        return _open(name, request)
+    opened = _open_first(request)
+    if device == "auto":
+        opened.description += f" (auto: {_why(chosen)})"
+    return opened
+
+
+def _why(device: str) -> str:
+    if device == "cuda":
+        return "an NVIDIA GPU is here"
+    return "torch sees no usable NVIDIA GPU" if _nvidia_driver() else "no NVIDIA driver is loaded"
 
 
 def _open(name: str, request: Request) -> Backend:

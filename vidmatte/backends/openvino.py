@@ -289,6 +289,7 @@ class OpenVinoBackend:
             "INFERENCE_PRECISION_HINT": "f32" if precision == "f32" or not fast_bf16 else "bf16",
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
+            "ENABLE_CPU_PINNING": "NO",
         }
         self._tensor = ov.Tensor
         graph = build_graph(request, precision)

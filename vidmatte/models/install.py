@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vidmatte.errors import ModelError
 from vidmatte.models.onnx_file import parse_onnx
 from vidmatte.models.registry import Model, find, model_folder, row_named
-from vidmatte.models.table import models
+from vidmatte.models.table import ModelRow, Network, models
 from vidmatte.models.weights import folded, parse_tensors, read_bytes, recognise, sha256_of
+
+if TYPE_CHECKING:
+    from vidmatte.models.weights import Tensors
 
 
 def install(path: Path, name: str | None = None) -> Model:
@@ -20,16 +23,8 @@ def install(path: Path, name: str | None = None) -> Model:
     The network is recognised from the weights; `name` chooses the row where several share one
     (u2net, u2net_human_seg). Values and precision stay as they are. Raises ModelError.
     """
-    from safetensors.numpy import save
-
     data = read_bytes(path)
-    rows = [row for row in models().values() if row.sha256 is None]
-    if name is not None:
-        rows = [row_named(name)]
-        if rows[0].sha256 is not None:
-            raise ModelError(
-                f"{name} is embedded and cannot be replaced", hint="use --weights FILE in a run"
-            )
+    rows = _rows(name)
     networks = list({row.network.name: row.network for row in rows}.values())
     if path.suffix.lower() == ".onnx":
         network, tensors = parse_onnx(data, path, networks)
@@ -37,15 +32,8 @@ def install(path: Path, name: str | None = None) -> Model:
         tensors = parse_tensors(data, path)
         network = recognise(tensors, networks, path)
     folded(network, tensors)
-    row = next(row for row in rows if row.network.name == network.name)
-    import numpy as np
-
-    arrays = {
-        key: np.ascontiguousarray(value)
-        for key, value in tensors.items()
-        if not key.endswith("num_batches_tracked")
-    }
-    weights = save(arrays, {"format": "pt"})
+    row = _row_of(network, rows, path)
+    weights = _safetensors(tensors)
     record = {
         "sha256": sha256_of(weights),
         "source": path.name,
@@ -59,21 +47,56 @@ def install(path: Path, name: str | None = None) -> Model:
     return model
 
 
+def _rows(name: str | None) -> list[ModelRow]:
+    """Return the rows that the file may belong to."""
+    if name is None:
+        return [row for row in models().values() if row.sha256 is None]
+    row = row_named(name)
+    if row.sha256 is not None:
+        raise ModelError(
+            f"{name} is embedded and cannot be replaced", hint="use --weights FILE in a run"
+        )
+    return [row]
+
+
+def _row_of(network: Network, rows: list[ModelRow], path: Path) -> ModelRow:
+    """Return the row of `network`; where several share it, the one that the file is named for."""
+    sharing = [row for row in rows if row.network.name == network.name]
+    named = [row for row in sharing if row.name == path.stem]
+    if len(sharing) == 1 or named:
+        return (named or sharing)[0]
+    names = ", ".join(row.name for row in sharing)
+    raise ModelError(f"{path} may be any of {names}", hint="say which with --name")
+
+
+def _safetensors(tensors: Tensors) -> bytes:
+    import numpy as np
+    from safetensors.numpy import save
+
+    arrays = {
+        key: np.ascontiguousarray(value)
+        for key, value in tensors.items()
+        if not key.endswith("num_batches_tracked")
+    }
+    return bytes(save(arrays, {"format": "pt"}))
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write `data` under another name, then rename; ModelError if the disk or folder refuses."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
+        file = part.open("xb")
     except OSError as exc:
         raise ModelError(f"cannot write into {path.parent}: {exc.strerror}") from exc
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as exc:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise ModelError(
             f"cannot write {path}: {exc.strerror}", hint="free some space on that disk"
         ) from exc

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vidmatte.errors import ModelError
-from vidmatte.models.table import WEIGHTS_FOLDER, ModelRow, models
+from vidmatte.models.table import WEIGHTS_FOLDER, ModelRow, models, range_names
 from vidmatte.models.weights import (
     folded,
     mean_magnitude,
@@ -79,10 +79,16 @@ class Model:
         path = next((path for path in (beside, embedded) if path.is_file()), None)
         if path is None:
             raise ModelError(f"there are no int8 ranges for {self.name}", hint=_INT8_HINT)
-        facts = json.loads(path.read_text("utf-8"))
-        if abs(mean_magnitude(tensors) / facts["mean_magnitude"] - 1) > _SAME_WEIGHTS:
+        try:
+            facts = json.loads(path.read_text("utf-8"))
+            ranges = {name: float(value) for name, value in facts["ranges"].items()}
+            drift = abs(mean_magnitude(tensors) / float(facts["mean_magnitude"]) - 1)
+            complete = all(ranges[name] > 0 for name in range_names(self.row.network))
+        except (OSError, ValueError, TypeError, AttributeError, LookupError) as exc:
+            raise ModelError(f"{path} holds no int8 ranges", hint=_INT8_HINT) from exc
+        if not complete or not drift <= _SAME_WEIGHTS:
             raise ModelError(f"the int8 ranges in {path} are of other weights", hint=_INT8_HINT)
-        return {name: float(value) for name, value in facts["ranges"].items()}
+        return ranges
 
 
 def model_folder() -> Path:
@@ -171,7 +177,7 @@ def _default(device: str) -> Model:
     for name in order:
         model = find(name)
         if model is not None:
-            reason = f"model {name}: default on {device.split(':')[0]}"
+            reason = f"{device.partition(':')[0]} default: {name}"
             if missing:
                 reason += f" ({', '.join(missing)} not installed)"
             return Model(model.row, model.path, model.origin, model.sha256, reason)

@@ -134,6 +134,12 @@ def convolutions(network: Network) -> Iterator[Convolution]:
     yield Convolution("outconv", 6, 1, scale, kernel=1, normalised=False)
 
 
+def range_names(network: Network) -> list[str]:
+    """Return the blocks and stages whose largest output int8 has to know."""
+    blocks = [conv.name for conv in convolutions(network) if conv.normalised]
+    return blocks + list(network.stages)
+
+
 def parameter_count(network: Network) -> int:
     """Count trainable parameters, BN unfolded."""
     return sum(

@@ -37,6 +37,8 @@ _UNPICKLING_ERRORS = (
     ValueError,
 )
 SUFFIXES = (".safetensors", ".pth", ".pt")
+MAX_BYTES = 1 << 30
+"""u2net, the largest, takes 176 MB in float32."""
 CONSTANT_BIAS = 128.0
 """Folded bias above which a decoder channel counts as a constant in disguise."""
 _IMPORT_HINT = "official files come from https://github.com/xuebinqin/U-2-Net; download it again"
@@ -48,8 +50,12 @@ def sha256_of(data: bytes) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a weights file whole; ModelError if it is missing, a folder or unreadable."""
+    """Read a weights file whole; ModelError if it is missing, unreadable, no file or too large."""
     try:
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{path} is not a file", hint="name a .safetensors or .pth file")
+        if path.stat().st_size > MAX_BYTES:
+            raise ModelError(f"{path} is too large for weights of this family")
         return path.read_bytes()
     except FileNotFoundError as exc:
         raise ModelError(f"weights file {path} does not exist", hint="check the name") from exc
