@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vidmatte.errors import OutputError
-from vidmatte.frames import Colour, Orientation, VideoInfo, layout_of
+from vidmatte.frames import RANGE_FULL, Colour, Orientation, VideoInfo, layout_of
+from vidmatte.sinks.plan import OutputPlan, fixed_colour
 
 if TYPE_CHECKING:
     import av
@@ -68,14 +69,15 @@ class Converter:
         target = layout_of(pix_fmt)
         self._to_rgb = target is None or target.model == "rgb"
         self._source = source.resolved(height)
-        self.colour = source
-        if source.matrix == 0 and not self._to_rgb:
+        self.colour = fixed or source
+        if source.matrix == 0 and not self._to_rgb and fixed is None:
             self.colour = Colour(1, 1, source.primaries, source.transfer)
-        self._target = fixed or self.colour.resolved(height)
+        self._target = self.colour.resolved(height)
+        self._passes = fixed is None or fixed == source
 
     def convert(self, picture: av.VideoFrame) -> av.VideoFrame:
         """Return `picture` in the target format, with its time stamp."""
-        if picture.format.name == self._pix_fmt:
+        if picture.format.name == self._pix_fmt and self._passes:
             return picture
         from av.video.reformatter import Interpolation, VideoReformatter
 
@@ -95,6 +97,13 @@ class Converter:
         )
         converted.pts, converted.time_base = picture.pts, picture.time_base
         return converted
+
+
+def converter_for(plan: OutputPlan, info: VideoInfo, pix_fmt: str | None = None) -> Converter:
+    """Build the converter of an output; a matte's samples are full range whatever the source's."""
+    source = Colour(range=RANGE_FULL) if plan.content == "matte" else info.colour
+    fixed = fixed_colour(plan.codec, source)
+    return Converter(pix_fmt or plan.pix_fmt, source, info.height, fixed=fixed)
 
 
 def _swscale_matrix(matrix: int) -> int:

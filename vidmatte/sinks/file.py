@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
 from vidmatte.frames import VideoInfo
-from vidmatte.sinks._shared import Converter, Turner, translated
+from vidmatte.sinks._shared import Turner, converter_for, translated
 from vidmatte.sinks._streams import Carrier, CompanionReader, kept_tags
 from vidmatte.sinks.plan import OutputPlan
 
@@ -49,7 +49,7 @@ class FileSink:
         self._closed = False
         self._carrier: Carrier | None = None
         self._last_pts: int | None = None
-        self._converter = Converter(plan.pix_fmt, info.colour, info.height)
+        self._converter = converter_for(plan, info)
         interlaced = info.field_order != "progressive" and plan.codec in INTERLACED_CODECS
         self._fields = FieldMarker(info, plan.pix_fmt) if interlaced else None
         with translated(name):

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
 from vidmatte.frames import VideoInfo
-from vidmatte.sinks._shared import Converter, Turner, translated
+from vidmatte.sinks._shared import Turner, converter_for, translated
 from vidmatte.sinks.plan import OutputPlan
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class GifSink:
         import av
 
         self._name, self._plan, self._info = name, plan, info
-        self._converter = Converter("bgra", info.colour, info.height)
+        self._converter = converter_for(plan, info, "bgra")
         self._turner = Turner(info) if plan.turned else None
         self._first: list[av.VideoFrame] = []
         self._graph: av.filter.Graph | None = None

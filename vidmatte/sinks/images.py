@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidmatte.errors import OutputError
-from vidmatte.frames import MATRIX_BT470BG, RANGE_FULL, Colour, VideoInfo
+from vidmatte.frames import VideoInfo
 from vidmatte.sequences import numbered_files
-from vidmatte.sinks._shared import Converter, Turner, os_reason, translated
+from vidmatte.sinks._shared import Turner, converter_for, os_reason, translated
 from vidmatte.sinks.plan import OutputPlan
 
 if TYPE_CHECKING:
     import av
-
-
-JFIF = Colour(MATRIX_BT470BG, RANGE_FULL)  # what every reader of a JPEG file assumes
 
 
 class PictureEncoder:
@@ -26,8 +23,7 @@ class PictureEncoder:
     def __init__(self, plan: OutputPlan, info: VideoInfo) -> None:
         self._plan, self._info = plan, info
         self._turner = Turner(info) if plan.turned else None
-        fixed = JFIF if plan.codec == "mjpeg" else None
-        self._converter = Converter(plan.pix_fmt, info.colour, info.height, fixed=fixed)
+        self._converter = converter_for(plan, info)
 
     def encode(self, picture: av.VideoFrame) -> bytes:
         """Return the file's bytes."""

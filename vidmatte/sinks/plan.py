@@ -7,7 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from vidmatte.errors import UsageError
-from vidmatte.frames import Layout, Orientation, VideoInfo, layout_of
+from vidmatte.frames import (
+    MATRIX_BT470BG,
+    MATRIX_RGB,
+    RANGE_FULL,
+    RANGE_LIMITED,
+    Colour,
+    Layout,
+    Orientation,
+    VideoInfo,
+    layout_of,
+)
 
 Content = Literal["opaque", "transparent", "matte"]
 Kind = Literal["video", "sequence", "picture", "gif"]
@@ -289,9 +299,20 @@ def _format_notes(source: Layout, info: VideoInfo, encoder: str, pix_fmt: str) -
         notes.append(f"{source.bits} bits become {have.bits} ({encoder} holds no more)")
     if source.model == "yuv" and (have.shift_x, have.shift_y) > (source.shift_x, source.shift_y):
         notes.append(f"chroma is reduced to {pix_fmt}: {encoder} holds no finer")
+    if encoder == "prores_ks" and fixed_colour(encoder, info.colour) is not None:
+        notes.append("full range becomes limited range (ProRes holds no other)")
     if info.colour.is_hdr and have.bits <= 8:
         notes.append("HDR in 8 bits will show banding")
     return tuple(notes)
+
+
+def fixed_colour(encoder: str, source: Colour) -> Colour | None:
+    """Return the matrix and range that an encoder's files are always read in, or None."""
+    if encoder == "mjpeg":  # JFIF
+        return Colour(MATRIX_BT470BG, RANGE_FULL, source.primaries, source.transfer)
+    if encoder == "prores_ks" and source.range == RANGE_FULL and source.matrix != MATRIX_RGB:
+        return replace(source, range=RANGE_LIMITED)  # neither ProRes nor its track has a flag
+    return None
 
 
 def _plan_pictures(
