@@ -49,11 +49,15 @@ def program() -> None:
 
 def main() -> NoReturn:
     """Run the program; turn every failure into one line and an exit code."""
+    _hold_standard_descriptors()
     _escape_what_cannot_be_shown()
     try:
         code = program(standalone_mode=False)
     except click.exceptions.Exit as exc:
         code = exc.exit_code
+    except click.exceptions.NoArgsIsHelpError as exc:
+        sys.stderr.write(exc.format_message() + "\n")
+        code = EXIT_USAGE
     except click.ClickException as exc:
         code = _fail(exc.format_message(), None, EXIT_USAGE)
     except click.Abort:
@@ -88,6 +92,17 @@ def _fail(message: str, hint: str | None, code: int, notes: Sequence[str] = ()) 
     with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody listens
         sys.stderr.write("\n".join(lines) + "\n")
     return code
+
+
+def _hold_standard_descriptors() -> None:
+    """Fill closed descriptors 0 to 2, or the next file to be opened gets what C libraries print."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for good
 
 
 def _escape_what_cannot_be_shown() -> None:

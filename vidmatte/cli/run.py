@@ -24,9 +24,9 @@ TRANSPARENT_BY_NAME = frozenset(
     {".mov", ".webm", ".apng", ".gif", ".png", ".webp", ".tif", ".tiff"}
 )
 
-_TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")
+_TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)", re.ASCII)
 _RATE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(?:/([1-9]\d{0,8}))?")
-_SIZE = re.compile(r"(\d+)x(\d+)")
+_SIZE = re.compile(r"(\d+)x(\d+)", re.ASCII)
 
 
 class TimeType(click.ParamType[float]):

@@ -167,6 +167,8 @@ class FileSource:
                 return
             yield Frame(picture, self.decoded, pts, self.info.time_base, duration)
             self.decoded += 1
+        if not self.decoded:
+            raise InputError(f"{self._name}: ends before {self._start_s or 0:g} s")
 
     def _all_pictures(self) -> Iterator[av.VideoFrame]:
         while self._waiting:
@@ -339,7 +341,7 @@ class DamageReport:
             return "is encrypted; no picture can be decoded"
         if self._read == 0:
             return "holds no pictures"
-        return f"none of its {self._read} pictures can be decoded (damaged or encrypted)"
+        return f"none of its {self._read} pictures can be decoded (damaged, encrypted or too large)"
 
     def lines(self) -> list[str]:
         """One line per cause, with count and first time."""
