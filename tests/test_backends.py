@@ -47,10 +47,13 @@ def read_rgb(path: Path) -> Images:
 
 @cache
 def photographs() -> tuple[Images, ...]:
-    """scikit-image's photographs, and the official test pictures where they are."""
+    """Two of scikit-image's, two of the generated clip, and the official ones where they are."""
     from skimage import data
 
-    found = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()]
+    from vidmatte.sources.synthetic import SyntheticClip
+
+    clip = SyntheticClip(width=640, height=360, frame_count=30)
+    found = [data.chelsea(), data.rocket(), clip.render(0).image, clip.render(29).image]
     if OFFICIAL.is_dir():
         names = sorted(p for p in OFFICIAL.iterdir() if ".u2netp." not in p.name)
         found += [read_rgb(path) for path in names]
