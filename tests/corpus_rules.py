@@ -46,7 +46,7 @@ SOUND_THAT_FITS = {
     ".mp4": r"aac|mp3|mp2|e?ac3|opus|flac|alac",
     ".mov": r"aac|mp3|mp2|e?ac3|opus|flac|alac|pcm_.*",
     ".webm": r"opus|vorbis",
-    ".mkv": r".*",
+    ".mkv": r"(?!wma).*",  # PyAV refuses to mux Windows Media Audio into Matroska
 }
 TAGS_THAT_CHANGE = {
     "major_brand", "minor_version", "compatible_brands", "encoder", "creation_time", "duration",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_INTERLEAVE_US = 1_000_000  # what the muxer holds back for a stream that is silent
 CLUSTER_MS = 500  # what a Matroska loses to a sudden end, beyond what the encoder holds
 SAFE_TIME_BASES = {"avi", "gif", "apng"}  # containers whose clock is the frame rate
-INTERLACED_CODECS = {"libx264", "mpeg4"}
+INTERLACED_CODECS = {"libx264", "mpeg4", "ffv1"}
 CODEC_FLAG_INTERLACED = (1 << 18) | (1 << 29)  # AV_CODEC_FLAG_INTERLACED_DCT and _ME
 
 
@@ -51,7 +51,9 @@ class FileSink:
         self._last_pts: int | None = None
         self._converter = converter_for(plan, info)
         interlaced = info.field_order != "progressive" and plan.codec in INTERLACED_CODECS
-        self._fields = FieldMarker(info, plan.pix_fmt) if interlaced else None
+        self._interlaced = interlaced
+        needs_marks = interlaced or info.sample_aspect_ratio != 1
+        self._marker = FrameMarker(info) if needs_marks else None
         with translated(name):
             self._container = self._open()
             self._stream = self._add_video(threads, video_metadata or {})
@@ -118,7 +120,7 @@ class FileSink:
         context.thread_type = "FRAME" if plan.codec in ("libx264", "libx265") else "AUTO"
         context.thread_count = threads
         self._tag_colour(context)
-        if self._fields is not None:
+        if self._interlaced:
             context.flags |= CODEC_FLAG_INTERLACED
         stream.metadata.update(kept_tags(metadata))
         if info.display_matrix is not None and not plan.turned:
@@ -148,7 +150,7 @@ class FileSink:
         options["x265-params"] = ":".join(([given] if given else []) + extra)
 
     def _add_fields(self, options: dict[str, str]) -> None:
-        if self._fields is not None and self._plan.codec == "libx264":
+        if self._interlaced and self._plan.codec == "libx264":
             options["x264-params"] = f"{self._info.field_order}=1"
 
     def write(self, picture: av.VideoFrame) -> None:
@@ -157,8 +159,8 @@ class FileSink:
             picture = self._converter.convert(picture)
             if self._turner is not None:
                 picture = self._turner.turn(picture)
-            if self._fields is not None:
-                picture = self._fields.mark(picture)
+            if self._marker is not None:
+                picture = self._marker.mark(picture)
             picture.pict_type = 0  # the source's own I, P, B must not drive the encoder
             self._place(picture)
             for packet in self._stream.encode(picture):
@@ -198,24 +200,41 @@ class FileSink:
                 self._container.close()
 
 
-class FieldMarker:
-    """Marks pictures as interlaced with their field order, which PyAV can only do by a filter."""
+class FrameMarker:
+    """Marks pictures with field order and sample aspect ratio, which PyAV can only do by filters.
 
-    def __init__(self, info: VideoInfo, pix_fmt: str) -> None:
-        import av
+    Some encoders and muxers take them from the pictures and not from the encoder's settings.
+    """
 
-        self._graph = av.filter.Graph()
-        self._source = self._graph.add_buffer(
-            width=info.width,
-            height=info.height,
-            format=av.VideoFormat(pix_fmt),
-            time_base=info.time_base,
-        )
-        mark = self._graph.add("setfield", info.field_order)
-        self._sink = self._graph.add("buffersink")
-        self._graph.link_nodes(self._source, mark, self._sink).configure()
+    def __init__(self, info: VideoInfo) -> None:
+        self._info = info
+        self._graph: av.filter.Graph | None = None
 
     def mark(self, picture: av.VideoFrame) -> av.VideoFrame:
-        """Return the same planes with the flags set."""
+        """Return the same planes with the marks set."""
+        if self._graph is None:
+            self._graph = self._build(picture)
         self._source.push(picture)
         return cast("av.VideoFrame", self._sink.pull())
+
+    def _build(self, picture: av.VideoFrame) -> av.filter.Graph:
+        import av
+
+        graph = av.filter.Graph()
+        self._source = graph.add_buffer(
+            width=picture.width,
+            height=picture.height,
+            format=picture.format,
+            time_base=self._info.time_base,
+        )
+        order = "prog" if self._info.field_order == "progressive" else self._info.field_order
+        ratio = self._info.sample_aspect_ratio
+        if (picture.width, picture.height) != (self._info.width, self._info.height):
+            ratio = 1 / ratio  # turned by a quarter
+        filters = [
+            graph.add("setfield", order),
+            graph.add("setsar", f"{ratio.numerator}/{ratio.denominator}"),
+        ]
+        self._sink = graph.add("buffersink")
+        graph.link_nodes(self._source, *filters, self._sink).configure()
+        return graph

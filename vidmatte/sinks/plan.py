@@ -301,6 +301,8 @@ def _format_notes(source: Layout, info: VideoInfo, encoder: str, pix_fmt: str) -
         notes.append(f"chroma is reduced to {pix_fmt}: {encoder} holds no finer")
     if encoder == "prores_ks" and fixed_colour(encoder, info.colour) is not None:
         notes.append("full range becomes limited range (ProRes holds no other)")
+    if (info.mastering_display or info.content_light) and encoder != "libx265":
+        notes.append(f"HDR mastering and light levels are left out: {encoder} does not carry them")
     if info.colour.is_hdr and have.bits <= 8:
         notes.append("HDR in 8 bits will show banding")
     return tuple(notes)

@@ -41,13 +41,18 @@ def describe(
         orientation=_orientation(matrix, first.rotation),
         display_matrix=matrix,
         colour=_colour(first),
-        field_order=FIELD_ORDERS.get(context.field_order, "tff") if interlaced else "progressive",
+        field_order=_field_order(context) if interlaced else "progressive",
         mastering_display=_mastering_display(blocks),
         content_light=_content_light(blocks),
         codec=context.name,
         container=container.format.name,
         is_still=still,
     )
+
+
+def _field_order(context: av.VideoCodecContext) -> Literal["tff", "bff"]:
+    """Read the order of fields; DV says nothing and is always bottom field first (IEC 61834)."""
+    return FIELD_ORDERS.get(context.field_order, "bff" if context.name == "dvvideo" else "tff")
 
 
 def frame_rate(stream: av.VideoStream) -> Fraction:
