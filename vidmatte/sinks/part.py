@@ -26,12 +26,10 @@ def part_name(target: Path) -> Path:
 def check_target(target: Path, *, overwrite: bool) -> None:
     """Raise OutputError for what can be known to fail before any work is done."""
     folder = target.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise OutputError(f"{target}: the folder does not exist", hint=f"mkdir -p '{folder}'")
-    if target.is_dir() and not overwrite:
+    if os.path.isdir(target):
         raise OutputError(f"{target}: is a folder", hint="name a file in it")
-    if target.is_dir():
-        raise OutputError(f"{target}: is a folder; it is not replaced", hint="name a file in it")
     if os.path.lexists(target) and not overwrite:
         raise OutputError(f"{target}: exists already", hint="use --overwrite to replace it")
     if not os.access(folder, os.W_OK | os.X_OK):
