@@ -386,7 +386,9 @@ def working_format(pix_fmt: str) -> str:
         "nv12": "yuv420p", "nv21": "yuv420p", "nv16": "yuv422p", "nv24": "yuv444p",
         "nv42": "yuv444p", "p010le": "yuv420p10le", "p012le": "yuv420p12le",
         "p016le": "yuv420p16le", "p210le": "yuv422p10le", "p216le": "yuv422p16le",
-        "p410le": "yuv444p10le", "p416le": "yuv444p16le", "nv20le": "yuv422p10le",
+        "p212le": "yuv422p12le", "p410le": "yuv444p10le", "p412le": "yuv444p12le",
+        "p416le": "yuv444p16le", "nv20le": "yuv422p10le", "y216le": "yuv422p16le",
+        "v30xle": "yuv444p10le", "xyz12le": "gbrp12le",
         "uyvy422": "yuv422p", "yuyv422": "yuv422p", "yvyu422": "yuv422p",
         "uyyvyy411": "yuv411p", "y210le": "yuv422p10le", "y212le": "yuv422p12le",
         "v210": "yuv422p10le", "xv30le": "yuv444p10le", "xv36le": "yuv444p12le",
@@ -396,10 +398,12 @@ def working_format(pix_fmt: str) -> str:
         "gray12be": "gray12le", "ya8": "gbrap", "ya16le": "gbrap16le", "ya16be": "gbrap16le",
         "monob": "gray", "monow": "gray", "grayf32le": "gray16le", "grayf32be": "gray16le",
     }  # fmt: skip
-    if pix_fmt in exact:
-        return exact[pix_fmt]
-    if pix_fmt.endswith("be") and layout_of(pix_fmt[:-2] + "le") is not None:
-        return pix_fmt[:-2] + "le"
+    little = re.sub("be$", "le", pix_fmt.replace("msb", ""))
+    for name in (pix_fmt, little):
+        if name in exact:
+            return exact[name]
+    if layout_of(little) is not None:
+        return little
     deep = any(n in pix_fmt for n in ("48", "64", "96", "128", "f16", "f32"))
     alpha = pix_fmt == "pal8" or bool(re.search(r"rgba|bgra|argb|abgr|gbrap", pix_fmt))
     return f"gbr{'a' if alpha else ''}p{'16le' if deep else ''}"
