@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-_EPSILON = 1e-4  # of planes 0..1; below it a plane's variance counts as noise
+_EPSILON = 2e-5  # of planes 0..1; below it a window's variance counts as noise
 _FLAT = 1e-4  # variance of a probability below which there is nothing to explain
 _SURE_CELLS = 3  # a cell whose neighbours up to here are all of one mind is exact
 
@@ -38,7 +38,7 @@ class _Window(NamedTuple):
     passes: int
 
 
-_COLOUR, _GREY = _Window(160, 2, 2), _Window(240, 1, 1)  # grey alone is misled by wide windows
+_COLOUR, _GREY = _Window(160, 2, 3), _Window(240, 1, 1)  # grey alone is misled by wide windows
 
 
 @dataclass(frozen=True, slots=True)

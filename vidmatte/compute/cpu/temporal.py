@@ -25,7 +25,8 @@ _PAST_WEIGHT = 1.5  # against 1 for the present
 _FUTURE_WEIGHTS = (0.8, 0.6)
 # Mean absolute grey difference, levels of 255: trusted fully up to the first, not from the second.
 _SAME_PICTURE = (2.5, 6.0)
-_STILL = 2.0  # below it, with no motion at all, nothing has moved
+_STILL = 2.0  # below it without any flow nothing has moved,
+_STILL_TRUST = 3.0  # and a map that changes all the same is believed that much less
 _CUT = 14.0  # mean difference after motion that no motion explains
 # A moved map may differ this much from the present one; more is a ghost of a wrong flow.
 _GHOST = (0.15, 0.4)
@@ -106,7 +107,7 @@ def _average(now: _Moment, neighbours: Iterable[tuple[_Moment, float]]) -> Float
 
 
 def _carry(moment: _Moment, now: _Moment) -> tuple[Floats, Floats]:
-    """Bring another moment's map to the present; return it and the trust in it, 0..1 per pixel."""
+    """Bring another moment's map to the present; return it and the trust in it."""
     import cv2
 
     at_x, at_y = _places(now.grey, moment.grey)
@@ -118,11 +119,15 @@ def _carry(moment: _Moment, now: _Moment) -> tuple[Floats, Floats]:
     error = _difference(now.grey, np.asarray(looks, np.uint8))
     if error.mean() > _CUT:
         return now.probability, np.zeros_like(now.probability)
-    ghost = _falling(np.abs(carried - now.probability), *_GHOST)
-    ghost[_difference(now.grey, moment.grey) < _STILL] = 1
     height, width = now.grey.shape
     inside = (at_x > -1) & (at_y > -1) & (at_x < width) & (at_y < height)
-    return carried, _falling(error, *_SAME_PICTURE) * ghost * inside
+    same_map = _falling(np.abs(carried - now.probability), *_GHOST)
+    trust = _falling(error, *_SAME_PICTURE) * same_map * inside
+    still = _difference(now.grey, moment.grey) < _STILL
+    return (
+        np.where(still, moment.probability, carried),
+        np.where(still, np.float32(_STILL_TRUST), trust),
+    )
 
 
 def _places(now: Grey, then: Grey) -> tuple[Floats, Floats]:
