@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
+import time
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -12,13 +16,18 @@ import pytest
 from conftest import Cli, decode, make_clip
 
 from vidmatte.batch import OUTPUT_SUFFIXES, Job, output_kind, plan_folder, run_folder
+from vidmatte.cli.console import Console
+from vidmatte.cli.folder import run_plan
 from vidmatte.errors import InputError, ModelError, UsageError
 from vidmatte.frames import VideoInfo
 from vidmatte.matting import MattingChoice
 from vidmatte.outputs import plan_for
 from vidmatte.pipeline import Stop
-from vidmatte.runner import FileRun
+from vidmatte.runner import FileRun, Progress, RunResult
 from vidmatte.sinks.plan import Content
+
+SLOW = ("--backend", "null", "--preset", "veryslow", "--crf", "1")
+SOME_PICTURES = 200_000  # bytes of a part: more than a GOP of the noise that is encoded
 
 
 def write_picture(path: Path) -> None:
@@ -195,3 +204,45 @@ def test_options_for_one_input(run_cli: Cli, folder: Path, tmp_path: Path, optio
     done = run_cli("run", folder, tmp_path / "out", option, "7")
     assert done.returncode == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_ends_the_folder_and_names_the_part(
+    run_cli: Cli, folder: Path, tmp_path: Path
+) -> None:
+    make_clip(folder / "a.mp4", 100, (320, 180))
+    process = run_cli.start("run", folder, tmp_path / "out", *SLOW)
+    part = tmp_path / "out" / "a.part.mp4"
+    for _ in range(1000):
+        if part.exists() and part.stat().st_size > SOME_PICTURES:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130, errors
+    assert str(part) in errors
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.part.mp4"]
+
+
+class FakeRun:
+    """Stands for a FileRun that tells of one frame and is stopped if asked."""
+
+    def run(self, stop: Stop, on_progress: Callable[[Progress], None]) -> RunResult:
+        on_progress(Progress(1, 1.0, expected_frames=2, frame_rate=Fraction(25)))
+        return RunResult(stopped_by=stop.reason)
+
+
+def test_progress_counts_the_files(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    plan = plan_folder(folder, tmp_path / "out")
+    code = run_plan(
+        plan, lambda *_: cast("FileRun", FakeRun()), Stop(), Console(quiet=False, as_json=False)
+    )
+    shown = capsys.readouterr().err
+    assert code == 0
+    for number in (1, 2, 3):
+        assert f"file {number} of 3  1 of 2 frames" in shown
