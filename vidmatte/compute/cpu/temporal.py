@@ -25,8 +25,8 @@ _PAST_WEIGHT = 1.5  # against 1 for the present
 _FUTURE_WEIGHTS = (0.8, 0.6)
 # Mean absolute grey difference, levels of 255: trusted fully up to the first, not from the second.
 _SAME_PICTURE = (2.5, 6.0)
-_STILL = 2.0  # below it without any flow nothing has moved,
-_STILL_TRUST = 3.0  # and a map that changes all the same is believed that much less
+_STILL = 2.0  # below it without any flow a pixel has not moved,
+_STILL_TRUST = 1.0  # and its own history holds, whatever the flow of a neighbour says
 _CUT = 14.0  # mean difference after motion that no motion explains
 # A moved map may differ this much from the present one; more is a ghost of a wrong flow.
 _GHOST = (0.15, 0.4)
