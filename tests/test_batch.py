@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -20,7 +21,7 @@ from vidmatte.cli.console import Console
 from vidmatte.cli.folder import run_plan
 from vidmatte.errors import InputError, ModelError, UsageError
 from vidmatte.frames import VideoInfo
-from vidmatte.matting import MattingChoice
+from vidmatte.matting import MattingChoice, NetworkKeeper
 from vidmatte.outputs import plan_for
 from vidmatte.pipeline import Stop
 from vidmatte.runner import FileRun, Progress, RunResult
@@ -246,3 +247,32 @@ def test_progress_counts_the_files(
     assert code == 0
     for number in (1, 2, 3):
         assert f"file {number} of 3  1 of 2 frames" in shown
+
+
+def test_network_is_kept_for_the_same_shape_and_never_shared() -> None:
+    keeper = NetworkKeeper()
+    choice = MattingChoice(backend="null")
+    small = VideoInfo("", 64, 48, "yuv420p", Fraction(1, 25), Fraction(25))
+    first = keeper.open(small, choice).backend
+    assert keeper.open(small, choice).backend is not first  # still in use
+    first.close()
+    second = keeper.open(small, choice).backend
+    second.close()
+    assert keeper.open(small, choice).backend is second
+    second.close()
+    assert keeper.open(replace(small, width=96), choice).backend is not second
+    keeper.close()
+
+
+def test_kept_network_gives_the_same_mattes(tmp_path: Path) -> None:
+    clips = [make_clip(tmp_path / f"{n}.mp4", 3) for n in "ab"]
+    keeper = NetworkKeeper()
+    for clip in clips:
+        for networks in (None, keeper):
+            name = str(clip.with_suffix(".kept.mkv" if networks else ".fresh.mkv"))
+            FileRun(str(clip), {name: "matte"}, networks=networks).run(Stop())
+    keeper.close()
+    for clip in clips:
+        kept, fresh = (decode(clip.with_suffix(f".{w}.mkv")) for w in ("kept", "fresh"))
+        for a, b in zip(kept, fresh, strict=True):
+            np.testing.assert_array_equal(a.to_ndarray(), b.to_ndarray())

@@ -72,6 +72,51 @@ def open_network(info: VideoInfo, choice: MattingChoice, *, threads: int | None 
     return Network(model, backend)
 
 
+class NetworkKeeper:
+    """Opens networks like `open_network` and keeps the last one for the next input of its shape.
+
+    A network that is still in use is not handed out again. For runs one after another.
+    """
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._kept: _KeptBackend | None = None
+        self._model: Model | None = None
+
+    def open(
+        self, info: VideoInfo, choice: MattingChoice, *, threads: int | None = None
+    ) -> Network:
+        """Return the kept network if it fits and is free, else open one and keep that."""
+        key = info.upright_size, choice, threads
+        if self._kept is None or self._model is None or key != self._key or self._kept.in_use:
+            self.close()
+            self._model, backend = open_network(info, choice, threads=threads)
+            self._kept, self._key = _KeptBackend(backend), key
+        self._kept.in_use = True
+        return Network(self._model, self._kept)
+
+    def close(self) -> None:
+        """Free the kept network, unless a run still uses it."""
+        if self._kept is not None and not self._kept.in_use:
+            self._kept.backend.close()
+        self._kept = None
+
+
+class _KeptBackend:
+    """A backend that stays open when its user closes it."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.name, self.description = backend.name, backend.description
+        self.input_size, self.batch = backend.input_size, backend.batch
+        self.infer = backend.infer
+        self.in_use = False
+
+    def close(self) -> None:
+        """Give it back."""
+        self.in_use = False
+
+
 @dataclass(frozen=True, slots=True)
 class Inference:
     """A conformed frame, its small upright RGB (H, W, 3) uint8, and the network's answer (h, w)."""

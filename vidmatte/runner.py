@@ -14,7 +14,7 @@ from vidmatte.compute.cpu._shared import load_cv2
 from vidmatte.errors import CancelledError, InputError, OutputError
 from vidmatte.frames import Frame, Layout, Matte
 from vidmatte.inputs import files_of, source_of
-from vidmatte.matting import Inference, Matting, MattingChoice, open_network
+from vidmatte.matting import Inference, Matting, MattingChoice, NetworkKeeper, open_network
 from vidmatte.outputs import Destination, destination_of, plan_for, refuse_same_file
 from vidmatte.pipeline import Outcome, Pipeline, Stop, supervise
 from vidmatte.renders import build_renders, working_layout
@@ -129,7 +129,9 @@ class FileRun:
         max_pixels: int | None = None,
         overwrite: bool = False,
         strict: bool = False,
+        networks: NetworkKeeper | None = None,
     ) -> None:
+        self._open_network = open_network if networks is None else networks.open
         self._source_name = source
         self._contents = outputs
         self._matting_choice = matting or MattingChoice()
@@ -292,7 +294,7 @@ class FileRun:
     def _open_matting(self, layout: Layout) -> Matting:
         """Load the model, report what was chosen, and build the matting."""
         choice = self._matting_choice
-        network = open_network(self._info, choice, threads=self._budget.network)
+        network = self._open_network(self._info, choice, threads=self._budget.network)
         model = network.model
         self.result.device = network.backend.description
         self.result.model = model.name

@@ -188,7 +188,7 @@ def run(
     Example: vidmatte run input.mp4 output.mp4 --background beach.jpg
     """
     from vidmatte.cli.console import Console, watch_signals
-    from vidmatte.matting import MattingChoice
+    from vidmatte.matting import MattingChoice, NetworkKeeper
     from vidmatte.pipeline import Stop
     from vidmatte.runner import EncodingChoice, FileRun
 
@@ -204,6 +204,8 @@ def run(
     )  # fmt: skip
     encoding = EncodingChoice(codec, crf, preset, audio=not no_audio)
 
+    networks = NetworkKeeper()
+
     def start_run(source: str, outputs: dict[str, Content]) -> FileRun:
         return FileRun(
             source,
@@ -217,6 +219,7 @@ def run(
             max_pixels=max_size,
             overwrite=overwrite,
             strict=strict,
+            networks=networks,
         )
 
     if not Path(source).is_dir():
