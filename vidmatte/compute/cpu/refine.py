@@ -92,7 +92,7 @@ def upsample(
     import cv2
 
     fine = np.asarray(cv2.resize(_to_u16(probability), (width, height)), np.uint16)
-    above = cv2.subtract(fine, np.full(1, round(lo * 65535), np.float64))
+    above = cv2.subtract(fine, np.full(1, round(lo * 65535), np.float64), dst=fine)
     if bits <= 8:
         return np.asarray(cv2.convertScaleAbs(above, alpha=255 / ((hi - lo) * 65535)), np.uint8)
     return np.asarray(cv2.multiply(above, np.full(1, 1 / (hi - lo))), np.uint16)
