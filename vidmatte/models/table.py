@@ -243,7 +243,7 @@ _U2NETP_PTH = Download(
     "link and SHA-256 of the official u2netp.pth: linxiaohui/image-service, U-2-Net/README.md",
 )
 # Chosen with u2netp on generated and real clips (benchmarks/NOTES.md, Matte quality): from .05-.95
-# it takes MAD 6.78 to 5.46 and exact ones inside from 96.3 to 99.5 %. u2net itself was not measured.
+# it takes MAD 6.78 to 5.46 and exact ones inside 96.3 to 99.5 %. u2net itself was not measured.
 _OFFICIAL_CURVE = Curve(0.2, 0.8)
 
 
