@@ -123,6 +123,7 @@ class StreamDestination:
     def __init__(self, name: str) -> None:
         self.name = "standard output" if name == STDOUT else name
         self._path = None if name == STDOUT else name
+        self._descriptor = -1
         self.kept_aside: Path | None = None
 
     def open(
@@ -136,8 +137,9 @@ class StreamDestination:
         threads: int,
     ) -> Sink:
         """Open the stream and a sink that never seeks."""
+        self._descriptor = self._open_descriptor()
         return FileSink(
-            self._descriptor(),
+            self._descriptor,
             self.name,
             plan,
             info,
@@ -148,7 +150,7 @@ class StreamDestination:
             streamed=True,
         )
 
-    def _descriptor(self) -> int:
+    def _open_descriptor(self) -> int:
         if self._path is None:
             return os.dup(sys.stdout.fileno())
         try:
@@ -162,10 +164,14 @@ class StreamDestination:
         """Nothing to bring to a disk."""
 
     def commit(self) -> None:
-        """Nothing to rename."""
+        """Nothing to rename: let the reader see the end."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def abandon(self) -> Path | None:
-        """Nothing to keep or remove."""
+        """Nothing to keep or remove: let the reader see the end."""
+        self.commit()
         return None
 
 
