@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import struct
 import subprocess
 import sys
@@ -229,14 +228,11 @@ def test_interlaced_stays_interlaced(order: str, tmp_path: Path) -> None:
     assert decode(source)[0].interlaced_frame
     run_file(source, tmp_path / "o.mp4", backend="null:disc")
     assert all(p.interlaced_frame for p in decode(tmp_path / "o.mp4"))
-    probe = subprocess.run(
-        [sys.executable, "-c", "import av, sys; c = av.open(sys.argv[1]); "
-         "print(c.streams.video[0].codec_context.field_order)", str(tmp_path / "o.mp4")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    with av.open(str(source)) as container:
-        expected = container.streams.video[0].codec_context.field_order
-    assert probe.stdout.strip() == str(expected)
+    orders = []
+    for path in (source, tmp_path / "o.mp4"):
+        with av.open(str(path)) as container:
+            orders.append(container.streams.video[0].codec_context.field_order)
+    assert orders[0] == orders[1]
 
 
 @pytest.mark.parametrize(
@@ -466,7 +462,6 @@ def test_no_socket_is_opened(backend: str, tmp_path: Path, run_cli: Cli) -> None
     done = subprocess.run(command, env=run_cli.env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "SOCKET" not in done.stderr
-    assert socket is not None
 
 
 MEMORY = """

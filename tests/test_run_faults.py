@@ -19,7 +19,6 @@ from conftest import Cli, decode, leftovers, make_clip, packets_of, run_file, ti
 
 from vidmatte.backends import null
 from vidmatte.errors import BackendError, InputError, VidmatteError
-from vidmatte.matting import Matting
 from vidmatte.sources.file import FileSource
 
 STOP_S = 2.0  # from the signal to the end of the process
@@ -400,4 +399,3 @@ def test_matting_closes_its_backend_after_an_error(
     with pytest.raises(InputError):
         run_file(source, tmp_path / "o.mkv")
     assert closed
-    assert Matting is not None
