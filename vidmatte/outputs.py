@@ -7,21 +7,18 @@ import stat
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import Protocol, TextIO
 
 from vidmatte.errors import OutputError, UsageError
 from vidmatte.frames import VideoInfo
 from vidmatte.sequences import is_sequence, numbered_files
 from vidmatte.sinks import Sink
 from vidmatte.sinks._shared import os_reason
-from vidmatte.sinks.file import FileSink
+from vidmatte.sinks.file import FileSink, Muxing
 from vidmatte.sinks.gif import GifSink
 from vidmatte.sinks.images import PictureSink, SequenceSink
 from vidmatte.sinks.part import PartFile, check_target, part_name
 from vidmatte.sinks.plan import Content, OutputPlan, plan_output
-
-if TYPE_CHECKING:
-    from vidmatte.sinks._streams import CompanionReader
 
 STDOUT = "-"
 
@@ -32,16 +29,7 @@ class Destination(Protocol):
     name: str
     kept_aside: Path | None
 
-    def open(
-        self,
-        plan: OutputPlan,
-        info: VideoInfo,
-        *,
-        companions: CompanionReader | None,
-        audio: bool,
-        video_metadata: dict[str, str],
-        threads: int,
-    ) -> Sink:
+    def open(self, plan: OutputPlan, info: VideoInfo, muxing: Muxing) -> Sink:
         """Create the part and a sink that writes it."""
 
     def flush(self) -> None:
@@ -65,16 +53,7 @@ class FileDestination:
         self._is_video = True
         self.kept_aside: Path | None = None
 
-    def open(
-        self,
-        plan: OutputPlan,
-        info: VideoInfo,
-        *,
-        companions: CompanionReader | None,
-        audio: bool,
-        video_metadata: dict[str, str],
-        threads: int,
-    ) -> Sink:
+    def open(self, plan: OutputPlan, info: VideoInfo, muxing: Muxing) -> Sink:
         """Create the part file and its sink."""
         self._part = PartFile(self._target)
         self.kept_aside = self._part.kept_aside
@@ -84,16 +63,7 @@ class FileDestination:
             return PictureSink(descriptor, self.name, plan, info)
         if plan.kind == "gif":
             return GifSink(descriptor, self.name, plan, info)
-        return FileSink(
-            descriptor,
-            self.name,
-            plan,
-            info,
-            companions=companions,
-            audio=audio,
-            video_metadata=video_metadata,
-            threads=threads,
-        )
+        return FileSink(descriptor, self.name, plan, info, muxing)
 
     def flush(self) -> None:
         """Bring the part to the disk."""
@@ -126,29 +96,10 @@ class StreamDestination:
         self._descriptor = -1
         self.kept_aside: Path | None = None
 
-    def open(
-        self,
-        plan: OutputPlan,
-        info: VideoInfo,
-        *,
-        companions: CompanionReader | None,
-        audio: bool,
-        video_metadata: dict[str, str],
-        threads: int,
-    ) -> Sink:
+    def open(self, plan: OutputPlan, info: VideoInfo, muxing: Muxing) -> Sink:
         """Open the stream and a sink that never seeks."""
         self._descriptor = self._open_descriptor()
-        return FileSink(
-            self._descriptor,
-            self.name,
-            plan,
-            info,
-            companions=companions,
-            audio=audio,
-            video_metadata=video_metadata,
-            threads=threads,
-            streamed=True,
-        )
+        return FileSink(self._descriptor, self.name, plan, info, muxing, streamed=True)
 
     def _open_descriptor(self) -> int:
         if self._path is None:
@@ -199,16 +150,7 @@ class SequenceDestination:
         self._sink: SequenceSink | None = None
         self.kept_aside: Path | None = None
 
-    def open(
-        self,
-        plan: OutputPlan,
-        info: VideoInfo,
-        *,
-        companions: CompanionReader | None,
-        audio: bool,
-        video_metadata: dict[str, str],
-        threads: int,
-    ) -> Sink:
+    def open(self, plan: OutputPlan, info: VideoInfo, muxing: Muxing) -> Sink:
         """Create the part folder and its sink."""
         self._sink = SequenceSink(self._pattern, plan, info)
         self.kept_aside = self._sink.kept_aside

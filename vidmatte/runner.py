@@ -18,6 +18,7 @@ from vidmatte.matting import Inference, Matting, MattingChoice, NetworkKeeper, o
 from vidmatte.outputs import Destination, destination_of, plan_for, refuse_same_file
 from vidmatte.pipeline import Outcome, Pipeline, Stop, supervise
 from vidmatte.renders import build_renders, working_layout
+from vidmatte.sinks.file import Muxing
 from vidmatte.sinks.plan import Content, OutputPlan
 from vidmatte.sources.companions import Companions, SideChannel
 from vidmatte.sources.file import FileSource
@@ -222,10 +223,12 @@ class FileRun:
         sink = destination.open(
             plan,
             self._info,
-            companions=self._companions if main else None,
-            audio=self._encoding.audio,
-            video_metadata=self._source.video_metadata,
-            threads=self._budget.encoder,
+            Muxing(
+                self._companions if main else None,
+                audio=self._encoding.audio,
+                video_metadata=self._source.video_metadata,
+                threads=self._budget.encoder,
+            ),
         )
         if destination.kept_aside is not None:
             self.result.notes.append(

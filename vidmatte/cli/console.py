@@ -111,21 +111,12 @@ def _progress_line(progress: Progress) -> str:
 
 
 def _of(progress: Progress) -> str:
-    count = expected_frames(progress)
+    count = progress.expected_frames
     return f" of {count}" if count and count >= progress.frames else ""
 
 
-def expected_frames(progress: Progress) -> int | None:
-    """Guess the total from the header's count or duration; None where neither is believable."""
-    if progress.frame_count:
-        return progress.frame_count
-    if progress.duration_s and progress.duration_s < 7 * 24 * 3600:
-        return round(progress.duration_s * float(progress.frame_rate))
-    return None
-
-
 def _time_left_s(progress: Progress, fps: float) -> float | None:
-    count = expected_frames(progress)
+    count = progress.expected_frames
     if not count or count < progress.frames or fps <= 0:
         return None
     return (count - progress.frames) / fps

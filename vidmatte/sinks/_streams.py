@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class CompanionReader(Protocol):
     def packets_until(self, time_s: float | None) -> Iterable[Packet]: ...
 
 
-def kept_tags(metadata: dict[str, str]) -> dict[str, str]:
+def kept_tags(metadata: Mapping[str, str]) -> dict[str, str]:
     """Drop the tags that describe the old file's making rather than its content."""
     return {k: v for k, v in metadata.items() if k.split("-")[0].lower() not in OWN_TAGS}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
@@ -21,6 +23,16 @@ INTERLACED_CODECS = {"libx264", "mpeg4", "ffv1"}
 CODEC_FLAG_INTERLACED = (1 << 18) | (1 << 29)  # AV_CODEC_FLAG_INTERLACED_DCT and _ME
 
 
+@dataclass(frozen=True, slots=True)
+class Muxing:
+    """What a video file gets beside its pictures, and how many threads encode them (0: auto)."""
+
+    companions: CompanionReader | None = None
+    audio: bool = True
+    video_metadata: Mapping[str, str] = field(default_factory=dict)
+    threads: int = 0
+
+
 class FileSink:
     """A video file at an open descriptor (a part file, a FIFO or standard output).
 
@@ -34,18 +46,16 @@ class FileSink:
         name: str,
         plan: OutputPlan,
         info: VideoInfo,
+        muxing: Muxing | None = None,
         *,
-        companions: CompanionReader | None = None,
-        audio: bool = True,
-        video_metadata: dict[str, str] | None = None,
-        threads: int = 0,
         streamed: bool = False,
     ) -> None:
         self._name = name
         self._turner = Turner(info) if plan.turned else None
         self._address = f"pipe:{descriptor}" if streamed else f"file:/dev/fd/{descriptor}"
         self._plan, self._info = plan, info
-        self._companions = companions
+        muxing = muxing or Muxing()
+        self._companions = muxing.companions
         self._closed = False
         self._carrier: Carrier | None = None
         self._last_pts: int | None = None
@@ -56,11 +66,11 @@ class FileSink:
         self._marker = FrameMarker(info) if needs_marks else None
         with translated(name):
             self._container = self._open()
-            self._stream = self._add_video(threads, video_metadata or {})
-            if companions is not None:
-                self._carrier = Carrier(self._container, companions, audio=audio)
-                self._container.metadata.update(kept_tags(companions.metadata))
-                self._container.set_chapters(companions.chapters)  # type: ignore[arg-type]
+            self._stream = self._add_video(muxing)
+            if self._companions is not None:
+                self._carrier = Carrier(self._container, self._companions, audio=muxing.audio)
+                self._container.metadata.update(kept_tags(self._companions.metadata))
+                self._container.set_chapters(self._companions.chapters)  # type: ignore[arg-type]
 
     @property
     def notes(self) -> list[str]:
@@ -98,7 +108,7 @@ class FileSink:
             return 1 / self._info.frame_rate
         return self._info.time_base
 
-    def _add_video(self, threads: int, metadata: dict[str, str]) -> av.VideoStream:
+    def _add_video(self, muxing: Muxing) -> av.VideoStream:
         info, plan = self._info, self._plan
         options = dict(plan.options)
         self._add_hdr(options)
@@ -118,11 +128,11 @@ class FileSink:
         )
         context.gop_size = max(1, round(info.frame_rate))
         context.thread_type = "FRAME" if plan.codec in ("libx264", "libx265") else "AUTO"
-        context.thread_count = threads
+        context.thread_count = muxing.threads
         self._tag_colour(context)
         if self._interlaced:
             context.flags |= CODEC_FLAG_INTERLACED
-        stream.metadata.update(kept_tags(metadata))
+        stream.metadata.update(kept_tags(muxing.video_metadata))
         if info.display_matrix is not None and not plan.turned:
             stream.set_display_matrix(list(info.display_matrix))
         context.open()  # what the encoder refuses is known before a model is loaded
