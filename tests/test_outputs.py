@@ -216,3 +216,30 @@ def test_a_sequence_is_written_in_a_part_folder_and_moved(tmp_path: Path) -> Non
     assert leftovers(tmp_path, "s.mp4") == ["f_0001.png", "f_0002.png", "f_0003.png"]
     assert decode(tmp_path / "f_0002.png")[0].format.name == "rgba"
     assert result.frames == 3
+
+
+def test_a_file_that_appears_during_the_run_is_not_overwritten(tmp_path: Path) -> None:
+    part = PartFile(tmp_path / "o.mp4", replace=False)
+    os.write(part.descriptor, b"ours")
+    (tmp_path / "o.mp4").write_bytes(b"somebody's")
+    with pytest.raises(OutputError, match="appeared during the run"):
+        part.commit()
+    assert (tmp_path / "o.mp4").read_bytes() == b"somebody's"
+    assert part.path.read_bytes() == b"ours"
+    part.close()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_free_name_is_taken_with_and_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, links: bool
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    part = PartFile(tmp_path / "o.mp4", replace=False)
+    os.write(part.descriptor, b"ours")
+    part.commit()
+    assert [p.name for p in tmp_path.iterdir()] == ["o.mp4"]
+    assert (tmp_path / "o.mp4").read_bytes() == b"ours"

@@ -49,13 +49,14 @@ class FileDestination:
         check_target(target, overwrite=overwrite)
         self.name = str(target)
         self._target = target
+        self._overwrite = overwrite
         self._part: PartFile | None = None
         self._is_video = True
         self.kept_aside: Path | None = None
 
     def open(self, plan: OutputPlan, info: VideoInfo, muxing: Muxing) -> Sink:
         """Create the part file and its sink."""
-        self._part = PartFile(self._target)
+        self._part = PartFile(self._target, replace=self._overwrite)
         self.kept_aside = self._part.kept_aside
         descriptor = self._part.descriptor
         self._is_video = plan.kind != "picture"

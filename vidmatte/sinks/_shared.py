@@ -49,6 +49,7 @@ def os_reason(exc: OSError) -> str:
         errno.EROFS: "the disk is read-only",
         errno.ENAMETOOLONG: "the name is too long",
         errno.EPIPE: "the reader has gone",
+        errno.EEXIST: "exists already; it appeared during the run",
     }
     return known.get(exc.errno or 0, (exc.strerror or str(exc)).lower())
 

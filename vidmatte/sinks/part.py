@@ -42,12 +42,14 @@ class PartFile:
     """A file that gets its final name only when it is whole.
 
     Opened with O_EXCL and O_NOFOLLOW and locked; a stale part of an earlier run (nobody holds
-    its lock) is moved aside and named in `kept_aside`. `descriptor` is open for writing and
+    its lock) is moved aside and named in `kept_aside`. Without `replace`, a file that took the
+    final name during the run is not overwritten. `descriptor` is open for writing and
     seeking until `commit`, `keep` or `discard`.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, *, replace: bool = True) -> None:
         self.target = target
+        self._replace = replace
         self.path = part_name(target)
         self.kept_aside: Path | None = None
         try:
@@ -104,7 +106,10 @@ class PartFile:
     def commit(self) -> None:
         """Give the flushed part its final name, then unlock it."""
         try:
-            os.replace(self.path, self.target)
+            if self._replace:
+                os.replace(self.path, self.target)
+            else:
+                _rename_without_replacing(self.path, self.target)
         except OSError as exc:
             raise OutputError(f"{self.target}: {os_reason(exc)}") from exc
         self.close()
@@ -114,3 +119,20 @@ class PartFile:
         self.close()
         with contextlib.suppress(OSError):
             os.unlink(self.path)
+
+
+def _rename_without_replacing(part: Path, target: Path) -> None:
+    """Rename as one step that fails where the target exists; plain rename where links are unknown.
+
+    Raises OSError (FileExistsError).
+    """
+    try:
+        os.link(part, target, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except (OSError, NotImplementedError):  # FAT and some network disks have no hard links
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        os.rename(part, target)
+        return
+    os.unlink(part)
