@@ -1,11 +1,13 @@
 """How fast vidmatte is on this machine, stage by stage and end to end, and how near its ceiling.
 
     python benchmarks/fps.py [--clip FILE | --size 1280x720] [--model live] [--backend auto]
-                             [--precision auto] [--frames 300] [--repeat 3] [--json FILE]
+                             [--precision auto] [--output out.mp4] [--frames 300] [--repeat 3]
+                             [--json FILE]
 
 Prints a card (machine, versions, model, commit), the CPU time per frame of each stage alone, the
 ceiling (cores divided by the sum of CPU seconds per frame), the real command's frames per second
-with the model and with `--backend null`, latency and peak memory. Checks that frames out equal
+with the model and with `--backend null`, the time to a first picture from a cold start of the
+command, latency, peak memory and its growth. Checks that frames out equal
 frames in. The last line of stdout is one JSON document. Numbers from machines that share their
 cores are noisy: compare ratios within one run.
 """
@@ -13,6 +15,7 @@ cores are noisy: compare ratios within one run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -47,6 +50,7 @@ from vidmatte.sinks.plan import plan_output
 from vidmatte.sources.file import FileSource
 from vidmatte.threads import thread_budget, usable_cores
 
+LONG_CLIP = 1000  # frames; growth of memory means nothing on fewer
 STAGE_FRAMES = 120  # frames that each stage is timed over, alone
 
 
@@ -58,6 +62,7 @@ class Setting:
     model: str
     backend: str
     precision: str
+    output: str
     frames: int
     repeat: int
 
@@ -67,10 +72,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clip = options.clip or make_clip(Path(folder), options.size, options.frames)
         setting = Setting(
-            clip, options.model, options.backend, options.precision, options.frames, options.repeat
+            clip,
+            options.model,
+            options.backend,
+            options.precision,
+            options.output,
+            options.frames,
+            options.repeat,
         )
         document = measure(setting, Path(folder))
-    line = json.dumps(document)
+    line = json.dumps(document, allow_nan=False)
     if options.json:
         options.json.write_text(line + "\n")
     print(line)
@@ -83,6 +94,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--model", default="live")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--output", default="out.mp4", help="its extension decides what is written")
     parser.add_argument("--frames", type=int, default=300, help="frames of a generated clip")
     parser.add_argument("--repeat", type=int, default=3, help="runs of the whole command")
     parser.add_argument("--json", type=Path, help="also write the document here")
@@ -104,6 +116,7 @@ def measure(setting: Setting, folder: Path) -> dict[str, Any]:
     # First the commands: a child's peak memory starts at what its parent held.
     whole = [run_command(setting, folder, setting.backend) for _ in range(setting.repeat)]
     null = [run_command(setting, folder, "null") for _ in range(setting.repeat)]
+    first = [time_first_picture(setting, folder) for _ in range(setting.repeat)]
     stages = time_stages(setting, folder)
     cpu_s = sum(s["cpu_ms"] for s in stages.values()) / 1000
     cores = usable_cores()
@@ -118,10 +131,12 @@ def measure(setting: Setting, folder: Path) -> dict[str, Any]:
         "null_fps": null_fps,
         "of_null": fps / null_fps,
         "ceiling_fps": ceiling,
+        "first_picture_s": statistics.median(first),
         "peak_memory_mb": max(r["peak_mb"] for r in whole),
+        "growth_mb_per_1000_frames": whole[-1]["growth_mb"],
         **measure_latency(setting, folder),
     }
-    show("end to end", {k: round(v, 3) for k, v in result.items()})
+    show("end to end", {k: v if v is None else round(v, 3) for k, v in result.items()})
     return {"card": card, "stages": stages, **result}
 
 
@@ -249,26 +264,58 @@ def render_all(setting: Setting, info: Any, frames: list[Frame], timers: dict[st
     return pictures
 
 
-def run_command(setting: Setting, folder: Path, backend: str) -> dict[str, float]:
-    """Run the real command once; return its own fps, the whole command's, and peak memory."""
-    output = folder / "out.mp4"
+def command_for(setting: Setting, output: Path, backend: str) -> list[str]:
     command = [sys.executable, "-m", "vidmatte", "run", str(setting.clip), str(output)]
     command += ["--overwrite", "--json", "--backend", backend, "--model", setting.model]
-    command += ["--precision", setting.precision]
+    return [*command, "--precision", setting.precision]
+
+
+def run_command(setting: Setting, folder: Path, backend: str) -> dict[str, Any]:
+    """Run the real command once; return its own fps, the whole command's, and its memory."""
+    output = folder / setting.output
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command_for(setting, output, backend), stdout=subprocess.PIPE, text=True
+    )
+    memory = watch_memory(process)
     assert process.stdout is not None
     document = json.loads(process.stdout.read().splitlines()[-1])
-    _, status, usage = os.wait4(process.pid, 0)
     elapsed_s = time.perf_counter() - start
-    assert status == 0, "the command failed"
+    assert process.wait() == 0, "the command failed"
     frames = count_frames(output)
     assert frames == document["frames"] == count_frames(setting.clip), "frames out = frames in"
     return {
         "fps": document["fps"],
         "command_fps": frames / elapsed_s,
-        "peak_mb": usage.ru_maxrss / 1024,
+        "peak_mb": max(memory),
+        "growth_mb": growth(memory) * 1000 / frames if frames >= LONG_CLIP else None,
     }
+
+
+def watch_memory(process: subprocess.Popen[str]) -> list[float]:
+    """Sample the resident megabytes of a running command until it ends."""
+    status = Path(f"/proc/{process.pid}/statm")
+    samples: list[float] = []
+    page_mb = os.sysconf("SC_PAGE_SIZE") / 1e6
+    while process.poll() is None:
+        with contextlib.suppress(OSError, IndexError):
+            samples.append(int(status.read_text().split()[1]) * page_mb)
+        time.sleep(0.02)
+    return samples
+
+
+def growth(memory: list[float]) -> float:
+    """Megabytes gained over the whole run at the slope of its second half."""
+    half = memory[len(memory) // 2 : -2]
+    return float(np.polyfit(np.arange(len(half)), half, 1)[0]) * len(memory)
+
+
+def time_first_picture(setting: Setting, folder: Path) -> float:
+    """Seconds from starting the command to its end when it writes only one picture."""
+    command = command_for(setting, folder / "first.png", setting.backend)
+    start = time.perf_counter()
+    subprocess.run([*command, "--frame", "0"], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
 
 
 def count_frames(path: Path) -> int:
