@@ -102,11 +102,11 @@ def parse_options() -> argparse.Namespace:
 
 
 def make_clip(folder: Path, size: str, frames: int) -> Path:
-    from vidmatte.sources.synthetic import SyntheticClip
+    from vidmatte.sources.synthetic import SyntheticClip, write_clip
 
     width, height = map(int, size.split("x"))
     path = folder / "clip.mp4"
-    SyntheticClip(width=width, height=height, frame_count=frames).write_clip(path)
+    write_clip(path, SyntheticClip(width=width, height=height, frame_count=frames), sound=True)
     return path
 
 
