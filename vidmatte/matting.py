@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from vidmatte.frames import Samples
 
     Probability = NDArray[np.float32]
+
+T = TypeVar("T")
 
 LOOKAHEAD = 1  # frames that a file may look ahead
 
@@ -168,18 +170,23 @@ class Matting:
     def infer(self, frames: Iterator[Frame]) -> Iterator[Inference]:
         """Yield each frame with the network's answer; the first half, for a thread of its own.
 
-        An error from `frames` or the network at frame N passes through after exactly N answers.
+        An error from `frames`, or at frame N while it is made ready, passes through after exactly
+        N answers; one of the network's takes its batch with it.
         """
-        images = np.empty((self._backend.batch, *self._backend.input_size, 3), np.uint8)
-        for batch in _batches(frames, self._backend.batch):
-            conformed = [self.conformer.conform(frame) for frame in batch]
-            for image, frame in zip(images, conformed, strict=False):
-                self._preparer.prepare(frame.picture, image)
-            probabilities = self._backend.infer(images[: len(batch)])
-            for frame, image, probability in zip(conformed, images, probabilities, strict=False):
+        for batch in _batches(self._prepared(frames), self._backend.batch):
+            probabilities = self._backend.infer(np.stack([image for _, image in batch]))
+            for (frame, image), probability in zip(batch, probabilities, strict=True):
                 if not np.isfinite(probability.sum()):
                     raise BackendError(f"frame {frame.index}: the network returned NaN")
-                yield Inference(frame, image.copy(), probability.copy())
+                yield Inference(frame, image, probability.copy())
+
+    def _prepared(self, frames: Iterator[Frame]) -> Iterator[tuple[Frame, NDArray[np.uint8]]]:
+        """Yield each frame conformed, with its picture for the network."""
+        for frame in frames:
+            conformed = self.conformer.conform(frame)
+            image = np.empty((*self._backend.input_size, 3), np.uint8)
+            self._preparer.prepare(conformed.picture, image)
+            yield conformed, image
 
     def finish(self, inferences: Iterator[Inference]) -> Iterator[Matte]:
         """Yield the mattes: the second half, which looks ahead and flushes before an error."""
@@ -221,12 +228,12 @@ class Matting:
         return own_alpha(frame.picture, alpha)
 
 
-def _batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
-    """Group frames; what was gathered before an error is yielded before the error."""
-    batch: list[Frame] = []
+def _batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Group items; what was gathered before an error is yielded before the error."""
+    batch: list[T] = []
     try:
-        for frame in frames:
-            batch.append(frame)
+        for item in items:
+            batch.append(item)
             if len(batch) == size:
                 yield batch
                 batch = []

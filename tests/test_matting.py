@@ -1,0 +1,62 @@
+"""Frames to mattes: what an error lets through, whatever the batch and the look-ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from conftest import fill_picture
+
+from vidmatte.backends import open_backend
+from vidmatte.errors import InputError
+from vidmatte.frames import Frame, VideoInfo, layout_of
+from vidmatte.matting import Matting, Network
+from vidmatte.models.registry import resolve_model
+
+INFO = VideoInfo("clip", 64, 48, "yuv420p", Fraction(1, 25), Fraction(25))
+
+
+def frames_of(count: int) -> Iterator[Frame]:
+    for index in range(count):
+        picture = av.VideoFrame(INFO.width, INFO.height, INFO.pix_fmt)
+        fill_picture(picture, index)
+        yield Frame(picture, index, index, INFO.time_base)
+
+
+def matting_of(batch: int, lookahead: int = 1, *, backend: str = "null:disc") -> Matting:
+    model = resolve_model("live")
+    opened = open_backend(model, size=(256, 320), backend=backend, batch=batch)
+    layout = layout_of(INFO.pix_fmt)
+    assert layout is not None
+    return Matting(INFO, layout, Network(model, opened), lookahead=lookahead)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("lookahead", [0, 1, 2])
+@pytest.mark.parametrize("good", [0, 3, 4])
+def test_a_frame_that_cannot_be_made_ready_lets_those_before_it_through(
+    batch: int, lookahead: int, good: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matting = matting_of(batch, lookahead)
+    conform = matting.conformer.conform
+
+    def fail_at(frame: Frame) -> Frame:
+        if frame.index == good:
+            raise InputError("this picture cannot be read")
+        return conform(frame)
+
+    monkeypatch.setattr(matting.conformer, "conform", fail_at)
+    seen: list[int] = []
+    with pytest.raises(InputError, match="cannot be read"):
+        seen.extend(matte.frame.index for matte in matting.process(frames_of(6)))
+    assert seen == list(range(good))
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+def test_batches_change_no_matte(batch: int) -> None:
+    single = [matte.alpha for matte in matting_of(1).process(frames_of(7))]
+    batched = [matte.alpha for matte in matting_of(batch).process(frames_of(7))]
+    np.testing.assert_array_equal(single, batched)
