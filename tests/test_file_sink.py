@@ -23,8 +23,10 @@ CLOCK = Fraction(1, 1000)
 
 
 def info(**more: Any) -> VideoInfo:
-    values: dict[str, Any] = {"time_base": CLOCK, "frame_rate": Fraction(25)}
-    return VideoInfo("in", 64, 48, "yuv420p", **(values | more))
+    values: dict[str, Any] = {
+        "pix_fmt": "yuv420p", "time_base": CLOCK, "frame_rate": Fraction(25)
+    }  # fmt: skip
+    return VideoInfo("in", 64, 48, **(values | more))
 
 
 def picture(index: int, pts: int, pix_fmt: str = "yuv420p") -> av.VideoFrame:
@@ -235,3 +237,13 @@ def test_damaged_sound_does_not_cost_the_picture(tmp_path: Path) -> None:
     for suffix in (".mp4", ".webm"):
         assert run_file(source, tmp_path / f"o{suffix}").frames == 50
         assert len(packets_of(tmp_path / f"o{suffix}", "audio")) > 20
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_hevc_carries_the_tag_that_apple_players_open(suffix: str, tmp_path: Path) -> None:
+    with sink_of(tmp_path / f"o{suffix}", pix_fmt="yuv420p10le") as sink:
+        for index in range(3):
+            sink.write(picture(index, index * 40, "yuv420p10le"))
+        sink.close()
+    with av.open(tmp_path / f"o{suffix}") as container:
+        assert container.streams.video[0].codec_context.codec_tag == "hvc1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -111,6 +112,8 @@ class FileSink:
     def _add_video(self, muxing: Muxing) -> av.VideoStream:
         info, plan = self._info, self._plan
         options = dict(plan.options)
+        if plan.codec == "libsvtav1":
+            os.environ.setdefault("SVT_LOG", "1")  # it prints its settings to the terminal
         self._add_hdr(options)
         self._add_fields(options)
         stream = cast(
@@ -129,6 +132,8 @@ class FileSink:
         context.gop_size = max(1, round(info.frame_rate))
         context.thread_type = "FRAME" if plan.codec in ("libx264", "libx265") else "AUTO"
         context.thread_count = muxing.threads
+        if plan.codec == "libx265" and plan.container in ("mp4", "mov"):
+            context.codec_tag = "hvc1"  # Apple's players refuse FFmpeg's default, hev1
         self._tag_colour(context)
         if self._interlaced:
             context.flags |= CODEC_FLAG_INTERLACED
