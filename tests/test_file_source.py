@@ -213,3 +213,13 @@ def test_jumps_of_the_clock_are_joined(
         got.append(packet.pts / 1000)
     assert got == pytest.approx(expected)
     assert timeline.jumps == jumps
+
+
+@pytest.mark.parametrize(("start_s", "end_s", "expected"), [(None, 0.2, 6), (0.2, 0.5, 9),
+                                                            (4.3, 4.7, 12)])  # fmt: skip
+def test_the_picture_at_the_end_time_is_not_used(
+    start_s: float | None, end_s: float, expected: int, tmp_path: Path
+) -> None:
+    path = make_clip(tmp_path / "s.mp4", 150, rate=Fraction(30))
+    frames = frames_of(path, start_s=start_s or 0.0, end_s=end_s)
+    assert len(frames) == expected

@@ -6,6 +6,7 @@ import os
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
@@ -49,7 +50,8 @@ class FileSource:
         self._path = str(path)
         self._name = _shared.describe_input(path)
         self._threads = threads
-        self._start_s, self._end_s = start_s, end_s
+        self._start_s = start_s
+        self._length_s = _length_s(start_s, end_s)
         self._max_pixels = max_pixels or _shared.MAX_PIXELS
         self._on_packet = on_packet
         self._descriptor = -1
@@ -163,7 +165,7 @@ class FileSource:
             time_s = pts * self.info.time_base
             if self._start_s and time_s < 0:
                 continue
-            if self._end_s is not None and time_s >= self._end_s - (self._start_s or 0):
+            if self._length_s is not None and time_s >= self._length_s:
                 return
             yield Frame(picture, self.decoded, pts, self.info.time_base, duration)
             self.decoded += 1
@@ -257,6 +259,14 @@ def in_display_order(
         while len(held) > (REORDER_PICTURES if count < until else 0):
             yield held.pop(0)
     yield from held
+
+
+def _length_s(start_s: float | None, end_s: float | None) -> Fraction | None:
+    """How long the cut is, as decimal as the user wrote it: in binary 0.2 s lies behind 1/5 s."""
+    if end_s is None:
+        return None
+    start, end = (Fraction(t).limit_denominator(1_000_000) for t in (start_s or 0.0, end_s))
+    return end - start
 
 
 def _pts_of(picture: av.VideoFrame) -> int:
