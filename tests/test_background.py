@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 
+from vidmatte.backdrop import Backdrop
 from vidmatte.compute.cpu.background import (
     blur_background,
     colour_background,
@@ -610,3 +611,10 @@ def test_colours_that_can_be_meant(text, expected):
 def test_colours_that_cannot(text):
     with pytest.raises(UsageError, match="not a colour"):
         parse_colour(text)
+
+
+@pytest.mark.parametrize("text", ["blur:0", "blur:x", "blur:-1", "blur:"])
+def test_a_blur_of_no_strength_is_refused_with_what_works(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a blur") as caught:
+        Backdrop(text)
+    assert "blur:2" in (caught.value.hint or "")

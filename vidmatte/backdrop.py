@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Fit = Literal["cover", "contain", "stretch"]
 FITS = ("cover", "contain", "stretch")
 _BLUR = re.compile(r"blur(?::(\d+(?:\.\d+)?))?")
+_ASKS_FOR_BLUR = re.compile(r"blur:[^/\\]*$")
 
 
 class Backdrop:
@@ -40,6 +41,11 @@ class Backdrop:
         self._rgb: tuple[int, int, int] | None = None
         blur = _BLUR.fullmatch(text)
         self._strength = None if blur is None else float(blur[1]) if blur[1] else 0.0
+        if _ASKS_FOR_BLUR.match(text) and (blur is None or (blur[1] and not self._strength)):
+            raise UsageError(
+                f"'{text}' is not a blur",
+                hint="use blur, or blur:STRENGTH in percent of the longer side, like blur:2",
+            )
         if blur is not None or _names_a_file(text):
             return
         try:
