@@ -215,3 +215,16 @@ def test_warnings_are_printed_even_when_quiet(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == (
         "warning: in.mp4: 3 pictures lost\nstopped: what was finished is in p\n"
     )
+
+
+def test_an_av1_encoder_says_nothing_by_itself(clip: Path, run_cli: Cli) -> None:
+    output = clip.with_name("o.mp4")
+    done = run_cli("run", clip, output, "--backend", "null", "--codec", "av1", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_an_output_that_cannot_be_is_named(clip: Path, run_cli: Cli) -> None:
+    other = clip.with_name("f.mp4")
+    done = run_cli("run", clip, clip.with_name("o.mp4"), "--backend", "null", "--foreground", other)
+    assert done.returncode == 2
+    assert f"{other}: .mp4 cannot hold transparency" in done.stderr

@@ -388,6 +388,37 @@ def test_several_outputs_come_from_one_pass_and_close_before_the_first_rename(
     assert result.frames == 10
 
 
+def test_one_picture_of_a_video_has_no_sound(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "s.mp4", 75, audio="aac")
+    run_file(source, tmp_path / "o.mp4", cut=Cut(start_s=1.0, frames=1))
+    with av.open(tmp_path / "o.mp4") as container:
+        assert [s.type for s in container.streams] == ["video"]
+    assert len(decode(tmp_path / "o.mp4")) == 1
+
+
+def test_a_transport_stream_keeps_its_sound_as_it_is(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "s.mp4", 25, audio="aac")
+    result = run_file(source, tmp_path / "o.ts")
+    assert (result.copied_streams, result.notes) == (1, [])
+    bare = [payload for _, payload in packets_of(source, "audio")]
+    framed = [payload for _, payload in packets_of(tmp_path / "o.ts", "audio")]
+    assert [f[-len(b) :] for f, b in zip(framed, bare, strict=True)] == bare
+
+
+def test_the_codec_is_the_main_outputs_alone(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "s.mp4", 5)
+    outputs = [tmp_path / "o.mp4", tmp_path / "a.mkv", tmp_path / "f.mov"]
+    run_file(
+        source, *outputs, contents=("opaque", "matte", "transparent"), backend="null:disc",
+        encoding=EncodingChoice(codec="hevc", crf=30, preset="fast"),
+    )  # fmt: skip
+    names = []
+    for path in outputs:
+        with av.open(path) as container:
+            names.append(container.streams.video[0].codec_context.name)
+    assert names == ["hevc", "ffv1", "prores"]
+
+
 def test_start_and_end_cut_pictures_and_sound_alike(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "s.mp4", 75, audio="aac")
     run_file(source, tmp_path / "o.mkv", cut=Cut(start_s=1.0, end_s=2.0), encoding=LOSSLESS)

@@ -209,9 +209,12 @@ def plan_for(
     if name == STDOUT or (not suffix and path.exists() and not path.is_file()):
         suffix = ".mkv"
     sequence = is_sequence(path)
-    plan = plan_output(
-        info, suffix, content, is_sequence=sequence, codec=codec, crf=crf, preset=preset
-    )
+    try:
+        plan = plan_output(
+            info, suffix, content, is_sequence=sequence, codec=codec, crf=crf, preset=preset
+        )
+    except UsageError as exc:  # there may be several outputs
+        raise UsageError(f"{name}: {exc}", hint=exc.hint) from exc
     if plan.kind == "picture" and not info.is_still:
         raise UsageError(
             f"{name}: one picture cannot hold a video",
@@ -250,7 +253,8 @@ def refuse_same_file(outputs: list[str], inputs: list[str]) -> None:
         for key in keys:
             if key is not None and key in seen:
                 other = seen[key]
-                raise UsageError(f"{name}: is also {other}", hint="choose another output name")
+                shown = "the input" if other == name and name in inputs else other
+                raise UsageError(f"{name}: is also {shown}", hint="choose another output name")
         seen |= dict.fromkeys((key for key in keys if key is not None), name)
 
 

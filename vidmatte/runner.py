@@ -191,17 +191,18 @@ class FileRun:
         self._info = self._source.info
         if self._cut.frames == 1:
             self._info = replace(self._info, is_still=True)
-        plans = {
-            name: plan_for(
+        plans: dict[str, OutputPlan] = {}
+        for name, content in self._contents.items():
+            is_main = not plans and content != "matte"
+            chosen = self._encoding if is_main else EncodingChoice()
+            plans[name] = plan_for(
                 name,
                 self._info,
                 content,
-                codec=self._encoding.codec if content != "matte" else None,
-                crf=self._encoding.crf if content != "matte" else None,
-                preset=self._encoding.preset if content != "matte" else None,
+                codec=chosen.codec,
+                crf=chosen.crf,
+                preset=chosen.preset,
             )
-            for name, content in self._contents.items()
-        }
         self._open_companions(resources, plans)
         for name, plan in plans.items():
             self._outputs.append(self._open_output(name, plan, main=not self._outputs))
@@ -209,7 +210,9 @@ class FileRun:
     def _open_companions(
         self, resources: contextlib.ExitStack, plans: dict[str, OutputPlan]
     ) -> None:
-        if self._side is not None:
+        if self._cut.frames == 1:
+            self._companions = None  # one picture has no sound
+        elif self._side is not None:
             assert isinstance(self._source, FileSource)  # it is standard input
             self._side.describe(self._source.container)
             self._side.stop_s = self._cut.length_s

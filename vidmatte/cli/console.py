@@ -122,13 +122,19 @@ def _time_left_s(progress: Progress, fps: float) -> float | None:
     return (count - progress.frames) / fps
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def last_line(result: RunResult) -> str:
     """Sum a run up: frames, speed, time, what was copied, where the time went."""
     names = ", ".join(result.outputs)
-    copied = f", {result.copied_streams} other streams copied" if result.copied_streams else ""
+    frames = _counted(result.frames, "frame")
+    copied = _counted(result.copied_streams, "other stream")
+    copied = f", {copied} copied" if result.copied_streams else ""
     share = result.stage_share.get(result.bottleneck, 0.0)
     return (
-        f"{names}: {result.frames} frames in {result.elapsed_s:.1f} s, {result.fps:.1f} fps"
+        f"{names}: {frames} in {result.elapsed_s:.1f} s, {result.fps:.1f} fps"
         f"{copied}; {result.model} with {result.device}; "
         f"busiest: {result.bottleneck} ({share:.0%} of the time)"
     )

@@ -28,6 +28,9 @@ USUAL_LAYOUTS = {
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000,
              7350)  # fmt: skip
 OPUS_RATES = (48000, 24000, 16000, 12000, 8000)
+# MPEG-TS does not tell PyAV what it holds beyond its defaults (ETSI TS 101 154, ATSC A/53).
+HELD_BY_MPEGTS = frozenset({"aac", "ac3", "dts", "dvb_subtitle", "dvb_teletext", "eac3", "mp2",
+                            "mp3"})  # fmt: skip
 # Text subtitles, by the name of the codec that each container holds.
 SUBTITLES = {"mp4": ("mov_text",), "mov": ("mov_text",), "webm": ("webvtt",)}
 OWN_TAGS = frozenset({"encoder", "duration", "major_brand", "minor_version", "compatible_brands",
@@ -130,6 +133,8 @@ class Carrier:
         return self._copy(stream)
 
     def _holds(self, codec: str) -> bool:
+        if self._container.format.name == "mpegts":
+            return codec in HELD_BY_MPEGTS
         names = self._container.supported_codecs
         return codec in names or {"subrip": "srt", "ass": "ssa"}.get(codec, codec) in names
 
