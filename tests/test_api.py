@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from conftest import make_clip
 
 import vidmatte
 from vidmatte.errors import VidmatteError
@@ -112,3 +113,20 @@ def test_run_raises_one_printable_line(tmp_path: Path) -> None:
     with pytest.raises(VidmatteError, match="no such file") as caught:
         vidmatte.run(tmp_path / "a\nb.mp4", tmp_path / "out.mp4")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_error_on_the_callers_thread_leaves_nothing_locked(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    def stop(progress: vidmatte.Progress) -> None:
+        raise error
+
+    make_clip(tmp_path / "in.mp4", 200, (320, 240))
+    with pytest.raises(error) as caught:
+        vidmatte.run(tmp_path / "in.mp4", tmp_path / "out.mp4", backend="null", on_progress=stop)
+    assert not (tmp_path / "out.mp4").exists()
+    kept = [f"what was finished is in {part}" for part in tmp_path.glob("out.part.*")]
+    assert getattr(caught.value, "__notes__", []) == kept
+    result = vidmatte.run(tmp_path / "in.mp4", tmp_path / "out.mp4", backend="null")
+    assert result.frames == 200

@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 CHANNEL_DEPTH = 4
 CHANNEL_BYTES = 256 << 20  # four 8K pictures of 8 bits; at least one item always passes
-OPEN_GRACE_S = 1.0  # the same while files are opened, when there is nothing to finish
 GRACE_S = 4.0  # what a worker gets to end after a stop; beyond it, it hangs in C code
+OPEN_GRACE_S = 1.0  # the same while files are opened, when there is nothing to finish
 
 
 @dataclass(slots=True)
@@ -178,6 +178,7 @@ class Pipeline:
         self._error: BaseException | None = None
         self._finish_error: BaseException | None = None
         self._consumed = False
+        self._threads: list[threading.Thread] = []
         self._start = time.perf_counter()
 
     @property
@@ -190,6 +191,11 @@ class Pipeline:
         """Seconds since `run` began."""
         return time.perf_counter() - self._start
 
+    @property
+    def hanging(self) -> list[str]:
+        """Names of the workers that have not ended."""
+        return [thread.name for thread in self._threads if thread.is_alive()]
+
     def run(self, stop: Stop, tick: Callable[[], None], *, tick_s: float = 0.25) -> Outcome:
         """Run to the end, an error or a stop; report a worker's error, never raise it.
 
@@ -197,7 +203,7 @@ class Pipeline:
         KeyboardInterrupt where no handler is installed) stops the workers and passes through.
         """
         self._start = time.perf_counter()
-        threads = [
+        self._threads = [
             self._launch(work, times.name, stop)
             for work, times in zip(self._works, self.stages, strict=True)
         ]
@@ -208,7 +214,7 @@ class Pipeline:
             stopped = not self._consumed
             self._cancel()
             deadline = time.monotonic() + GRACE_S
-            for thread in threads:
+            for thread in self._threads:
                 thread.join(max(0.0, deadline - time.monotonic()))
         errors = (self._error, self._finish_error)
         error = next((e for e in errors if e and not isinstance(e, CancelledError)), None)
@@ -217,7 +223,7 @@ class Pipeline:
             elapsed_s=self.elapsed_s,
             error=error,
             stopped=stopped,
-            hanging=[t.name for t in threads if t.is_alive()],
+            hanging=self.hanging,
         )
 
     def _launch(self, work: Callable[[], None], name: str, stop: Stop) -> threading.Thread:

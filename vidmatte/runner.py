@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vidmatte.backdrop import Backdrop
 from vidmatte.compute.cpu._shared import load_cv2
 from vidmatte.errors import CancelledError, InputError, OutputError
-from vidmatte.frames import Frame, Layout, Matte
+from vidmatte.frames import Frame, Layout
 from vidmatte.inputs import files_of, source_of
 from vidmatte.matting import Inference, Matting, MattingChoice, NetworkKeeper, open_network
 from vidmatte.outputs import Destination, destination_of, plan_for, refuse_same_file
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import av
 
     from vidmatte.sinks import Sink
-
-    Render = Callable[[Matte], av.VideoFrame]
 
 STDIN = "-"
 BELIEVABLE_S = 7 * 24 * 3600  # headers that claim more are damaged
@@ -177,10 +175,16 @@ class FileRun:
             self._abandon()
             resources.close()
             raise
-        outcome = self._pump(stop, on_progress)
-        self.result.hanging = outcome.hanging
-        if not outcome.hanging:  # a hanging worker still uses them
-            resources.close()
+        pipeline = self._pipeline()
+        try:
+            outcome = pipeline.run(stop, self._ticker(pipeline, on_progress))
+        except BaseException as error:  # of `on_progress`, or KeyboardInterrupt
+            self._abandon(error)
+            raise
+        finally:
+            self.result.hanging = pipeline.hanging
+            if not pipeline.hanging:  # a hanging worker still uses them
+                resources.close()
         self._settle(outcome, stop)
         return self.result
 
@@ -239,21 +243,21 @@ class FileRun:
             )
         return _Output(name, destination, plan, sink)
 
-    def _pump(self, stop: Stop, on_progress: Callable[[Progress], None] | None) -> Outcome:
-        pipeline = Pipeline(
+    def _pipeline(self) -> Pipeline:
+        return Pipeline(
             self._frames(),
             {"infer": self._infer, "render": self._render},
             self._write,
             self._close_sinks,
             size_of=_bytes_of,
         )
-        self._stop = stop
 
-        def tick() -> None:
-            if on_progress is not None:
-                on_progress(self._progress(pipeline))
-
-        return pipeline.run(stop, tick)
+    def _ticker(
+        self, pipeline: Pipeline, on_progress: Callable[[Progress], None] | None
+    ) -> Callable[[], None]:
+        if on_progress is None:
+            return lambda: None
+        return lambda: on_progress(self._progress(pipeline))
 
     def _progress(self, pipeline: Pipeline) -> Progress:
         info, cut = self._info, self._cut
@@ -358,11 +362,10 @@ class FileRun:
             error = self._commit()
             if error is None:
                 return
-        self._abandon()
         if error is not None and not outcome.stopped:
-            for part in result.kept_parts:
-                error.add_note(f"what was finished is in {part}")
+            self._abandon(error)
             raise error
+        self._abandon()
         if error is not None:
             result.warnings.append(str(error))
         result.stopped_by = stop.reason
@@ -398,11 +401,14 @@ class FileRun:
             return error
         return None
 
-    def _abandon(self) -> None:
+    def _abandon(self, error: BaseException | None = None) -> None:
+        """Keep the parts that play, named in the result and by a note on `error`."""
         for destination in self._destinations.values():
             kept = destination.abandon()
             if kept is not None:
                 self.result.kept_parts.append(str(kept))
+                if error is not None:
+                    error.add_note(f"what was finished is in {kept}")
 
 
 def _bytes_of(item: Frame | Inference | list[av.VideoFrame]) -> int:
