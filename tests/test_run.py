@@ -314,7 +314,8 @@ def rich_source(folder: Path) -> Path:
     )  # fmt: skip
     subtitles, note, rich = folder / "s.srt", folder / "note.txt", folder / "rich.mkv"
     subtitles.write_text("1\n00:00:00,200 --> 00:00:01,000\nHello\n\n"
-                         "2\n00:00:01,200 --> 00:00:01,900\nWorld\n")  # fmt: skip
+                         "2\n00:00:01,200 --> 00:00:01,900\nWorld\n\n"
+                         "3\n00:00:01,200 --> 00:00:01,900\nAt once\n")  # fmt: skip
     note.write_text("attached")
     with av.open(str(base)) as source, av.open(str(rich), "w") as target, \
             av.open(str(subtitles)) as words:  # fmt: skip
@@ -346,7 +347,9 @@ def test_subtitles_chapters_attachments_and_tags_are_kept(tmp_path: Path) -> Non
         assert [c["metadata"] for c in a.chapters()] == [c["metadata"] for c in b.chapters()]
         languages = [c.streams.audio[0].metadata.get("language") for c in (a, b)]
         assert languages == ["eng", "eng"]
-    assert packets_of(source, "subtitle") == packets_of(tmp_path / "o.mkv", "subtitle")
+    lines = packets_of(source, "subtitle")
+    assert [words for _, words in lines] == [b"Hello", b"World", b"At once"]
+    assert lines == packets_of(tmp_path / "o.mkv", "subtitle")
 
 
 def test_what_a_container_cannot_hold_is_named(tmp_path: Path) -> None:
@@ -386,6 +389,28 @@ def test_several_outputs_come_from_one_pass_and_close_before_the_first_rename(
     assert "a" in decode(outputs[2])[0].format.name.removeprefix("yuv")
     assert leftovers(tmp_path, "s.mp4", "o.mp4", "a.mkv", "f.mov") == []
     assert result.frames == 10
+
+
+def test_a_time_code_that_a_pipe_cannot_read_is_left_out(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "s.mp4", 10, options={"bf": "0"}, muxer={"movflags": "faststart"})
+    timed = tmp_path / "t.mp4"
+    with av.open(path) as source, av.open(timed, "w", options={"movflags": "faststart"}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        stream.metadata["timecode"] = "01:02:03:04"
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    for suffix in (".mp4", ".mov", ".mkv"):
+        output = tmp_path / f"o{suffix}"
+        with timed.open("rb") as pipe:
+            done = subprocess.run(
+                [sys.executable, "-m", "vidmatte", "run", "-", output, "--backend", "null", "-bred"],
+                input=pipe.read(), capture_output=True, check=False,
+            )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert b"data stream 1" in done.stderr
+        assert len(decode(output)) == 10
 
 
 def test_one_picture_of_a_video_has_no_sound(tmp_path: Path) -> None:

@@ -152,10 +152,11 @@ class Carrier:
         output.disposition = stream.disposition
 
         unframe = _unframer(self._container, stream)
+        step = 1 if stream.type == "audio" else 0
 
         def forward(packet: Packet) -> None:
             for bare in unframe(packet):
-                if self._in_order(bare):
+                if self._in_order(bare, step):
                     bare.stream = output
                     self._container.mux(bare)
 
@@ -163,11 +164,14 @@ class Carrier:
         self.copied += 1
         return True
 
-    def _in_order(self, packet: Packet) -> bool:
-        """Hold back what would make a muxer give up: a decode time that does not move on."""
+    def _in_order(self, packet: Packet, step: int) -> bool:
+        """Whether the decode time is `step` ticks on at least: a muxer gives up at one that is not.
+
+        Sound has to move on (1); several lines of text may begin at once (0).
+        """
         assert packet.dts is not None
         last = self._last_dts.get(packet.stream_index)
-        if last is not None and packet.dts <= last:
+        if last is not None and packet.dts < last + step:
             return False
         self._last_dts[packet.stream_index] = packet.dts
         return True
