@@ -128,8 +128,8 @@ class Carrier:
     def _add_data(self, stream: Stream) -> bool:
         if "timecode" in stream.metadata:
             return True  # the muxer writes the track anew from the picture's tag
-        if self._container.format.name not in ("mp4", "mov"):
-            return False
+        if self._container.format.name not in ("mp4", "mov") or stream.name is None:
+            return False  # also a time code whose tag was out of a pipe's reach
         return self._copy(stream)
 
     def _holds(self, codec: str) -> bool:
