@@ -72,6 +72,27 @@ def test_times_that_do_not_move_on_are_moved(tmp_path: Path) -> None:
     assert times[-1] == Fraction(80, 1000)
 
 
+@pytest.mark.parametrize("rate", [Fraction(25), Fraction(30000, 1001)])
+def test_apng_keeps_a_variable_rate(rate: Fraction, tmp_path: Path) -> None:
+    stamps = [0, 40, 90, 700, 2000, 2010, 2050]
+    with sink_of(tmp_path / "o.apng", frame_rate=rate) as sink:
+        for index, pts in enumerate(stamps):
+            sink.write(picture(index, pts))
+        sink.close()
+        assert sink.notes == []
+    assert [round(t * 1000) for t in times_of(tmp_path / "o.apng")] == stamps
+
+
+@pytest.mark.parametrize(("suffix", "said"), [(".avi", True), (".mkv", False)])
+def test_a_variable_rate_that_is_lost_is_said(suffix: str, said: bool, tmp_path: Path) -> None:
+    with sink_of(tmp_path / f"o{suffix}") as sink:
+        for index, pts in enumerate([0, 5, 10, 15, 20, 400]):
+            sink.write(picture(index, pts))
+        sink.close()
+        assert [n for n in sink.notes if "moved by up to 0.14 s" in n] == sink.notes
+        assert bool(sink.notes) == said
+
+
 @pytest.mark.parametrize("rate", [Fraction(25), Fraction(30000, 1001), Fraction(5)])
 def test_a_key_frame_comes_about_every_second(rate: Fraction, tmp_path: Path) -> None:
     with sink_of(tmp_path / "o.mkv", frame_rate=rate) as sink:

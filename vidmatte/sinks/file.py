@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_INTERLEAVE_US = 1_000_000  # what the muxer holds back for a stream that is silent
 CLUSTER_MS = 500  # what a Matroska loses to a sudden end, beyond what the encoder holds
-SAFE_TIME_BASES = {"avi", "gif", "apng"}  # containers whose clock is the frame rate
+APNG_TICKS = 65535  # a second has at most so many: a delay is a fraction of 16-bit numbers
 INTERLACED_CODECS = {"libx264", "mpeg4", "ffv1"}
 CODEC_FLAG_INTERLACED = (1 << 18) | (1 << 29)  # AV_CODEC_FLAG_INTERLACED_DCT and _ME
 
@@ -60,6 +60,7 @@ class FileSink:
         self._closed = False
         self._carrier: Carrier | None = None
         self._last_pts: int | None = None
+        self._moved_s = Fraction(0)
         self._converter = converter_for(plan, info)
         interlaced = info.field_order != "progressive" and plan.codec in INTERLACED_CODECS
         self._interlaced = interlaced
@@ -75,8 +76,12 @@ class FileSink:
 
     @property
     def notes(self) -> list[str]:
-        """What was converted or left out of the streams beside the picture."""
-        return [] if self._carrier is None else self._carrier.notes
+        """What was converted, moved or left out."""
+        notes = [] if self._carrier is None else self._carrier.notes
+        if self._moved_s > 1 / self._info.frame_rate:
+            suffix, moved_s = f".{self._plan.container}", float(self._moved_s)
+            notes = [*notes, f"pictures are moved by up to {moved_s:.2f} s: {suffix} has one rate"]
+        return notes
 
     @property
     def copied(self) -> int:
@@ -105,8 +110,11 @@ class FileSink:
         return str(ticks * -(-1000 // ticks))
 
     def _time_base(self) -> Fraction:
-        if self._plan.container in SAFE_TIME_BASES:
-            return 1 / self._info.frame_rate
+        rate = self._info.frame_rate
+        if self._plan.container == "avi":
+            return 1 / rate  # its clock
+        if self._plan.container == "apng":
+            return Fraction(1, rate.numerator * max(1, APNG_TICKS // rate.numerator))
         return self._info.time_base
 
     def _add_video(self, muxing: Muxing) -> av.VideoStream:
@@ -185,12 +193,16 @@ class FileSink:
         """Move the time stamp to the output's clock, keeping it after the one before."""
         base = self._time_base()
         assert picture.time_base is not None
-        if picture.time_base != base and picture.pts is not None:
-            picture.pts = round(picture.pts * picture.time_base / base)
+        if picture.pts is None:
+            return
+        time_s = picture.pts * picture.time_base
+        if picture.time_base != base:
+            picture.pts = round(time_s / base)
             picture.time_base = base
-        if self._last_pts is not None and picture.pts is not None and picture.pts <= self._last_pts:
+        if self._last_pts is not None and picture.pts <= self._last_pts:
             picture.pts = self._last_pts + 1
         self._last_pts = picture.pts
+        self._moved_s = max(self._moved_s, abs(picture.pts * base - time_s))
 
     def _mux(self, packet: av.Packet[av.VideoStream]) -> None:
         time_s = None if packet.dts is None else float(packet.dts * packet.time_base)
