@@ -8,10 +8,11 @@ from pathlib import Path
 
 import av
 import pytest
-from conftest import decode, digest, make_clip
+from conftest import decode, digest, leftovers, make_clip, run_file
 
 from vidmatte.errors import InputError
 from vidmatte.frames import Frame
+from vidmatte.runner import Cut
 from vidmatte.sources._shared import Timeline, open_descriptor
 from vidmatte.sources.companions import Companions, SideChannel
 from vidmatte.sources.file import FileSource
@@ -223,3 +224,10 @@ def test_the_picture_at_the_end_time_is_not_used(
     path = make_clip(tmp_path / "s.mp4", 150, rate=Fraction(30))
     frames = frames_of(path, start_s=start_s or 0.0, end_s=end_s)
     assert len(frames) == expected
+
+
+def test_a_cut_between_two_pictures_is_an_error(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "s.mp4", 10)
+    with pytest.raises(InputError, match="no picture is left between --start and --end"):
+        run_file(source, tmp_path / "o.mp4", cut=Cut(start_s=0.11, end_s=0.115))
+    assert leftovers(tmp_path, "s.mp4") == []

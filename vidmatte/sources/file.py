@@ -159,6 +159,7 @@ class FileSource:
             )
 
     def __iter__(self) -> Iterator[Frame]:
+        reason = f"ends before {self._start_s or 0:g} s"
         for picture in self._all_pictures():
             self._check_size(picture.width, picture.height)
             pts, duration = self._mend.place(picture)
@@ -166,11 +167,12 @@ class FileSource:
             if self._start_s and time_s < 0:
                 continue
             if self._length_s is not None and time_s >= self._length_s:
-                return
+                reason = "no picture is left between --start and --end"
+                break
             yield Frame(picture, self.decoded, pts, self.info.time_base, duration)
             self.decoded += 1
         if not self.decoded:
-            raise InputError(f"{self._name}: ends before {self._start_s or 0:g} s")
+            raise InputError(f"{self._name}: {reason}")
 
     def _all_pictures(self) -> Iterator[av.VideoFrame]:
         while self._waiting:
@@ -190,8 +192,8 @@ class FileSource:
                 raise InputError(f"{self._name}: no decoder knows its video format") from exc
             except av.error.EOFError:
                 continue
-            except (av.FFmpegError, ValueError) as exc:
-                self._report.undecodable(packet, exc)
+            except (av.FFmpegError, ValueError):
+                self._report.undecodable(packet)
                 in_a_row += 1
                 if in_a_row > MAX_ERRORS_IN_A_ROW:
                     return
@@ -215,7 +217,7 @@ class FileSource:
                 break
             except (av.FFmpegError, OSError) as exc:
                 errors += 1
-                self._report.unreadable(exc)
+                self._report.unreadable()
                 if isinstance(exc, (av.error.EOFError, OSError)):
                     break
                 continue
@@ -324,7 +326,7 @@ class DamageReport:
         if packet.has_sidedata("encryption_info"):
             self._encrypted = True
 
-    def undecodable(self, packet: Packet, exc: Exception) -> None:
+    def undecodable(self, packet: Packet) -> None:
         """Count a packet that gave no picture."""
         self.damaged = True
         self._lost.append(_time_of(packet))
@@ -334,7 +336,7 @@ class DamageReport:
         self.damaged = True
         self._damaged.append(picture.time)
 
-    def unreadable(self, exc: Exception) -> None:
+    def unreadable(self) -> None:
         """Count a failed read."""
         self._read_errors += 1
 
