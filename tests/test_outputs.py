@@ -18,6 +18,7 @@ from vidmatte.outputs import (
     destination_of,
     refuse_same_file,
 )
+from vidmatte.sinks.images import SequenceSink
 from vidmatte.sinks.part import PartFile, check_target, part_name
 
 
@@ -227,6 +228,23 @@ def test_a_file_that_appears_during_the_run_is_not_overwritten(tmp_path: Path) -
     assert (tmp_path / "o.mp4").read_bytes() == b"somebody's"
     assert part.path.read_bytes() == b"ours"
     part.close()
+
+
+def test_a_picture_that_appears_during_the_run_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, taken = make_clip(tmp_path / "s.mp4", 3), tmp_path / "f_0002.png"
+    close = SequenceSink.close
+
+    def interfere(sink: SequenceSink) -> None:
+        close(sink)
+        taken.write_bytes(b"somebody's")
+
+    monkeypatch.setattr(SequenceSink, "close", interfere)
+    with pytest.raises(OutputError, match="appeared during the run"):
+        run_file(source, tmp_path / "f_%04d.png", contents=("transparent",))
+    assert taken.read_bytes() == b"somebody's"
+    assert decode(tmp_path / "f.part" / "f_0002.png")
 
 
 @pytest.mark.parametrize("links", [True, False])

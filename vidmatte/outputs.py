@@ -148,12 +148,13 @@ class SequenceDestination:
         )
         self.name = str(pattern)
         self._pattern = pattern
+        self._overwrite = overwrite
         self._sink: SequenceSink | None = None
         self.kept_aside: Path | None = None
 
     def open(self, plan: OutputPlan, info: VideoInfo, muxing: Muxing) -> Sink:
         """Create the part folder and its sink."""
-        self._sink = SequenceSink(self._pattern, plan, info)
+        self._sink = SequenceSink(self._pattern, plan, info, replace=self._overwrite)
         self.kept_aside = self._sink.kept_aside
         return self._sink
 

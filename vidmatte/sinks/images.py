@@ -11,6 +11,7 @@ from vidmatte.errors import OutputError
 from vidmatte.frames import VideoInfo
 from vidmatte.sequences import numbered_files
 from vidmatte.sinks._shared import Turner, converter_for, os_reason, translated
+from vidmatte.sinks.part import rename
 from vidmatte.sinks.plan import OutputPlan
 
 if TYPE_CHECKING:
@@ -64,36 +65,36 @@ class PictureSink:
 
 
 class SequenceSink:
-    """Numbered pictures, from `start` up, in a part folder that is renamed or merged at the end.
+    """Numbered pictures, from 1 up, in a part folder whose pictures are moved out at the end.
 
     `pattern` is a file name with one %d or %0Nd. The pictures are written into
-    `NAME.part/` beside the target folder's files and moved there by `commit`.
+    `NAME.part/` beside the target folder's files and moved there by `commit`. Without `replace`,
+    one that took a final name during the run is not overwritten.
     """
 
-    def __init__(self, pattern: Path, plan: OutputPlan, info: VideoInfo, *, start: int = 1) -> None:
+    def __init__(
+        self, pattern: Path, plan: OutputPlan, info: VideoInfo, *, replace: bool = True
+    ) -> None:
         self._pattern = pattern
+        self._replace = replace
+        self.kept_aside: Path | None = None
         self._folder = part_folder(pattern)
         self._encoder = PictureEncoder(plan, info)
-        self._number = start
         self._files: list[str] = []
         self.notes: list[str] = []
         try:
-            self._folder.mkdir()
-        except FileExistsError:
-            self.kept_aside = _move_aside(self._folder)
+            if os.path.lexists(self._folder):
+                self.kept_aside = _move_aside(self._folder)
             self._folder.mkdir()
         except OSError as exc:
             raise OutputError(f"{pattern}: cannot be written: {os_reason(exc)}") from exc
 
-    kept_aside: Path | None = None
-
     def write(self, picture: av.VideoFrame) -> None:
         """Encode the next picture into its own file."""
-        name = self._pattern.name % self._number
+        name = self._pattern.name % (len(self._files) + 1)
         with translated(str(self._pattern)):
             (self._folder / name).write_bytes(self._encoder.encode(picture))
         self._files.append(name)
-        self._number += 1
 
     def close(self) -> None:
         """Nothing is held back; name what an earlier, longer run has left under these names."""
@@ -106,7 +107,8 @@ class SequenceSink:
         """Move the pictures to their final names and remove the part folder."""
         try:
             for name in self._files:
-                os.replace(self._folder / name, self._pattern.with_name(name))
+                target = self._pattern.with_name(name)
+                rename(self._folder / name, target, replace=self._replace)
             self._folder.rmdir()
         except OSError as exc:
             raise OutputError(f"{self._pattern}: {os_reason(exc)}") from exc
@@ -130,7 +132,7 @@ def part_folder(pattern: Path) -> Path:
 def _move_aside(folder: Path) -> Path:
     for number in range(1, 1000):
         aside = folder.with_name(f"{folder.stem}.stale{number}")
-        if not aside.exists():
+        if not os.path.lexists(aside):
             folder.rename(aside)
             return aside
     raise OutputError(f"{folder}: too many stale parts", hint="remove them")

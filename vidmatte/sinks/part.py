@@ -44,7 +44,7 @@ class PartFile:
     Opened with O_EXCL and O_NOFOLLOW and locked; a stale part of an earlier run (nobody holds
     its lock) is moved aside and named in `kept_aside`. Without `replace`, a file that took the
     final name during the run is not overwritten. `descriptor` is open for writing and
-    seeking until `commit`, `keep` or `discard`.
+    seeking until `commit`, `close` or `discard`.
     """
 
     def __init__(self, target: Path, *, replace: bool = True) -> None:
@@ -106,10 +106,7 @@ class PartFile:
     def commit(self) -> None:
         """Give the flushed part its final name, then unlock it."""
         try:
-            if self._replace:
-                os.replace(self.path, self.target)
-            else:
-                _rename_without_replacing(self.path, self.target)
+            rename(self.path, self.target, replace=self._replace)
         except OSError as exc:
             raise OutputError(f"{self.target}: {os_reason(exc)}") from exc
         self.close()
@@ -121,11 +118,14 @@ class PartFile:
             os.unlink(self.path)
 
 
-def _rename_without_replacing(part: Path, target: Path) -> None:
-    """Rename as one step that fails where the target exists; plain rename where links are unknown.
+def rename(part: Path, target: Path, *, replace: bool) -> None:
+    """Give a part its final name in one step, which without `replace` fails where that is taken.
 
-    Raises OSError (FileExistsError).
+    Where links are unknown it takes two steps. Raises OSError (FileExistsError).
     """
+    if replace:
+        os.replace(part, target)
+        return
     try:
         os.link(part, target, follow_symlinks=False)
     except FileExistsError:
