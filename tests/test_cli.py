@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from conftest import Cli, leftovers, make_clip
 
 from vidmatte.cli.console import Console, last_line
 from vidmatte.cli.run import TimeType
-from vidmatte.runner import RunResult
+from vidmatte.runner import Progress, RunResult
 
 
 @pytest.fixture
@@ -228,3 +229,13 @@ def test_an_output_that_cannot_be_is_named(clip: Path, run_cli: Cli) -> None:
     done = run_cli("run", clip, clip.with_name("o.mp4"), "--backend", "null", "--foreground", other)
     assert done.returncode == 2
     assert f"{other}: .mp4 cannot hold transparency" in done.stderr
+
+
+def test_progress_fits_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    console = Console(quiet=False, as_json=False)
+    console.progress(Progress(10, 1.0, 100, Fraction(25)))
+    assert capsys.readouterr().err == "\r\x1b[K10 of 100 frames  1"

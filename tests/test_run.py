@@ -404,8 +404,9 @@ def test_a_time_code_that_a_pipe_cannot_read_is_left_out(tmp_path: Path) -> None
     for suffix in (".mp4", ".mov", ".mkv"):
         output = tmp_path / f"o{suffix}"
         with timed.open("rb") as pipe:
+            arguments = ["run", "-", output, "--backend", "null", "-b", "red"]
             done = subprocess.run(
-                [sys.executable, "-m", "vidmatte", "run", "-", output, "--backend", "null", "-bred"],
+                [sys.executable, "-m", "vidmatte", *arguments],
                 input=pipe.read(), capture_output=True, check=False,
             )  # fmt: skip
         assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -48,7 +49,8 @@ class Console:
             return
         line = f"{self.label}{_progress_line(progress)}"
         if self._terminal:
-            self._write(f"\r\x1b[K{line}")
+            columns = shutil.get_terminal_size().columns
+            self._write(f"\r\x1b[K{line[: columns - 1]}")  # a wrapped line would pile up
             self._wrote_progress = True
         elif time.monotonic() - self._shown_at >= PLAIN_INTERVAL_S:
             self._shown_at = time.monotonic()
