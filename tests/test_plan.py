@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
+from conftest import decode, make_clip, run_file
 
 from vidmatte.errors import UsageError
 from vidmatte.frames import Colour, Orientation, VideoInfo, layout_of
+from vidmatte.runner import EncodingChoice
 from vidmatte.sinks.plan import (
     ALLOWED,
     CONTAINERS,
@@ -193,3 +197,14 @@ def test_nearest_loses_alpha_last() -> None:
     assert nearest_format(wanted, ("yuv422p10le", "yuva420p", "yuv444p12le")) == "yuva420p"
     assert nearest_format(wanted, ("yuva444p10le", "yuva422p16le")) in (
         "yuva444p10le", "yuva422p16le")  # fmt: skip
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
+def test_codecs_that_aim_at_a_bit_rate_keep_the_picture(codec: str, tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "s.mkv", 25, (320, 240), colour=(6, 1, 6, 6))
+    run_file(source, tmp_path / "o.mov", encoding=EncodingChoice(codec=codec))
+    before, after = (
+        [np.asarray(f.to_ndarray(format="rgb24"), float) for f in decode(path)]
+        for path in (source, tmp_path / "o.mov")
+    )
+    assert np.square(np.subtract(before, after)).mean() < 12  # 37 dB

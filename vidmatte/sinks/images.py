@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidmatte.errors import OutputError
-from vidmatte.frames import VideoInfo
+from vidmatte.frames import RANGE_FULL, VideoInfo
 from vidmatte.sequences import numbered_files
 from vidmatte.sinks._shared import Turner, converter_for, os_reason, translated
 from vidmatte.sinks.part import rename
@@ -38,10 +38,8 @@ class PictureEncoder:
         context.width, context.height = picture.width, picture.height
         context.pix_fmt = self._plan.pix_fmt
         context.time_base = picture.time_base or self._info.time_base
-        context.color_range = 2 if self._plan.codec == "mjpeg" else picture.color_range
+        context.color_range = RANGE_FULL if self._plan.codec == "mjpeg" else picture.color_range
         context.options = dict(self._plan.options)
-        if self._plan.codec == "mjpeg":
-            context.options = {"qmin": "2", "qmax": "2"}
         packets = context.encode(picture) + context.encode(None)
         return b"".join(bytes(p) for p in packets)
 

@@ -149,10 +149,8 @@ def plan_output(
     container = _container_of(suffix)
     encoder = _encoder_of(container, suffix, content, source, codec)
     wanted = _wanted(source, content)
-    if encoder in _default_transparent(container, content):
-        fixed = TRANSPARENT_DEFAULT[container][1]
-        pix_fmt = fixed or nearest_format(wanted, ENCODER_FORMATS[encoder])
-    else:
+    usual, pix_fmt = TRANSPARENT_DEFAULT.get(container, ("", ""))
+    if content != "transparent" or encoder != usual or not pix_fmt:
         pix_fmt = nearest_format(wanted, ENCODER_FORMATS[encoder])
     pix_fmt, notes = _fit_odd_size(info, encoder, pix_fmt)
     turned = container not in HOLDS_ORIENTATION and info.orientation != Orientation()
@@ -171,12 +169,6 @@ def _container_of(suffix: str) -> str:
     known = " ".join(sorted((*CONTAINERS, *PICTURES)))
     shown = f"'{suffix}'" if suffix else "no extension"
     raise UsageError(f"cannot tell the output's format from {shown}", hint=f"use one of {known}")
-
-
-def _default_transparent(container: str, content: Content) -> tuple[str, ...]:
-    if content == "transparent" and container in TRANSPARENT_DEFAULT:
-        return (TRANSPARENT_DEFAULT[container][0],)
-    return ()
 
 
 def _encoder_of(
@@ -333,9 +325,7 @@ def _plan_pictures(
         wanted = replace(wanted, model="yuv", bits=8)
     pix_fmt = nearest_format(wanted, ENCODER_FORMATS[encoder])
     kind: Kind = "sequence" if is_sequence else "picture"
-    options = {}
-    if encoder == "libwebp":
-        options = {"lossless": "1"} if content == "matte" else {"quality": "90"}
+    options = encoder_options(encoder, content, None, None, pix_fmt)
     turned = info.orientation != Orientation()
     return OutputPlan(kind, "", encoder, pix_fmt, content, options, turned)
 
@@ -365,6 +355,10 @@ def encoder_options(
         return {"level": "3", "slicecrc": "1"}
     if encoder == "prores_ks":
         return {"profile": "4444" if "444" in pix_fmt else "hq", "alpha_bits": "16"}
+    if encoder in ("mjpeg", "mpeg4"):  # else FFmpeg aims at 200 kbit/s, whatever the size
+        return {"qmin": "2", "qmax": "2"}
+    if encoder == "libwebp":
+        return {"lossless": "1"} if content == "matte" else {"quality": "90"}
     return {}
 
 
