@@ -130,3 +130,20 @@ def test_an_error_on_the_callers_thread_leaves_nothing_locked(
     assert getattr(caught.value, "__notes__", []) == kept
     result = vidmatte.run(tmp_path / "in.mp4", tmp_path / "out.mp4", backend="null")
     assert result.frames == 200
+
+
+@pytest.mark.parametrize(("background", "codec"), [(None, "prores"), ("red", "h264"),
+                                                   ("transparent", "prores")])  # fmt: skip
+def test_an_output_holds_what_the_command_would_write(
+    background: str | None, codec: str, tmp_path: Path
+) -> None:
+    source = make_clip(tmp_path / "s.mp4", 3)
+    vidmatte.run(source, tmp_path / "o.mov", background=background, backend="null")
+    with av.open(tmp_path / "o.mov") as container:
+        assert container.streams.video[0].codec_context.name == codec
+
+
+def test_two_outputs_of_one_name_are_refused(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "s.mp4", 3)
+    with pytest.raises(VidmatteError, match="two outputs"):
+        vidmatte.run(source, tmp_path / "o.mkv", alpha=tmp_path / "o.mkv", backend="null")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from vidmatte.frames import Colour, Frame, Matte, VideoInfo
 from vidmatte.inputs import source_of
 from vidmatte.matting import Matting, MattingChoice, open_network
+from vidmatte.outputs import contents_of
 from vidmatte.pipeline import Stop
 from vidmatte.renders import working_layout
 from vidmatte.runner import Cut, EncodingChoice, FileRun, Progress, RunResult
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vidmatte.backends import Precision
-    from vidmatte.sinks.plan import Content
 
 Name = str | PathLike[str]
 
@@ -30,7 +30,7 @@ def run(
     source: Name,
     output: Name,
     *,
-    background: str = "green",
+    background: str | None = None,
     fit: Literal["cover", "contain", "stretch"] = "cover",
     alpha: Name | None = None,
     foreground: Name | None = None,
@@ -49,21 +49,22 @@ def run(
 ) -> RunResult:
     """Write `source` to `output` without its background, as the command `vidmatte run` does.
 
-    `background` is a colour, a picture, a video, "blur[:strength]" or "transparent"; `alpha` and
+    `background` is a colour, a picture, a video, "blur[:strength]" or "transparent"; None is
+    green, or transparent where the output's kind is made for it (.mov, .webm, .png, …). `alpha` and
     `foreground` name further outputs of the same pass. `on_progress` is called on this thread a
     few times a second. Outputs appear under their names only when whole. Raises VidmatteError
     subclasses; a KeyboardInterrupt stops the run and passes through.
     """
-    content: Content = "transparent" if background == "transparent" else "opaque"
-    outputs: dict[str, Content] = {fspath(output): content}
-    if alpha is not None:
-        outputs[fspath(alpha)] = "matte"
-    if foreground is not None:
-        outputs[fspath(foreground)] = "transparent"
+    outputs = contents_of(
+        fspath(output),
+        None if alpha is None else fspath(alpha),
+        None if foreground is None else fspath(foreground),
+        background,
+    )
     job = FileRun(
         fspath(source),
         outputs,
-        background="green" if content == "transparent" else background,
+        background="green" if background in (None, "transparent") else background,
         fit=fit,
         matting=MattingChoice(model, _path(weights), backend, device, precision),
         encoding=EncodingChoice(codec, crf, audio=audio),

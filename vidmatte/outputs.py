@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -21,6 +22,9 @@ from vidmatte.sinks.part import PartFile, check_target, part_name
 from vidmatte.sinks.plan import Content, OutputPlan, plan_output
 
 STDOUT = "-"
+TRANSPARENT_BY_NAME = frozenset(
+    {".mov", ".webm", ".apng", ".gif", ".png", ".webp", ".tif", ".tiff"}
+)
 
 
 class Destination(Protocol):
@@ -133,7 +137,7 @@ def _open_with_reader(path: str) -> int:
         try:
             return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as exc:
-            if not (exc.errno == 6 and stat.S_ISFIFO(os.stat(path).st_mode)):  # ENXIO: no reader
+            if not (exc.errno == errno.ENXIO and stat.S_ISFIFO(os.stat(path).st_mode)):  # no reader
                 raise
             time.sleep(0.05)
 
@@ -175,6 +179,29 @@ class SequenceDestination:
             return self._sink.path
         self._sink.discard()
         return None
+
+
+def contents_of(
+    output: str, alpha: str | None, foreground: str | None, background: str | None
+) -> dict[str, Content]:
+    """Map every output's name to what it holds, the main output first.
+
+    That one is transparent where `background` says so, or by its name where it is None. Raises
+    UsageError for equal names.
+    """
+    if background is None:
+        is_transparent = Path(output).suffix.lower() in TRANSPARENT_BY_NAME
+    else:
+        is_transparent = background == "transparent"
+    named: list[tuple[str | None, Content]] = [
+        (output, "transparent" if is_transparent else "opaque"),
+        (alpha, "matte"),
+        (foreground, "transparent"),
+    ]
+    contents = {name: content for name, content in named if name is not None}
+    if len(contents) < sum(name is not None for name, _ in named):
+        raise UsageError("two outputs have the same name")
+    return contents
 
 
 def destination_of(name: str, *, overwrite: bool) -> Destination:

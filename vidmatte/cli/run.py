@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from vidmatte.sinks.plan import Content
 
 TRANSPARENT = "transparent"
-TRANSPARENT_BY_NAME = frozenset(
-    {".mov", ".webm", ".apng", ".gif", ".png", ".webp", ".tif", ".tiff"}
-)
 
 _TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)", re.ASCII)
 _RATE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(?:/([1-9]\d{0,8}))?")
@@ -189,6 +186,7 @@ def run(
     """
     from vidmatte.cli.console import Console, watch_signals
     from vidmatte.matting import MattingChoice, NetworkKeeper
+    from vidmatte.outputs import contents_of
     from vidmatte.pipeline import Stop
     from vidmatte.runner import EncodingChoice, FileRun
 
@@ -223,7 +221,7 @@ def run(
         )
 
     if not Path(source).is_dir():
-        job = start_run(source, _outputs(output, alpha_file, foreground_file, background))
+        job = start_run(source, contents_of(output, alpha_file, foreground_file, background))
         return console.show(job.run(stop, console.progress), source)
     if alpha_file is not None or foreground_file is not None or rate is not None:
         raise UsageError("--alpha, --foreground and --rate are for one input, not for a folder")
@@ -258,19 +256,6 @@ def _folder_plan(
     )
 
 
-def _outputs(
-    output: str, alpha_file: str | None, foreground_file: str | None, background: str | None
-) -> dict[str, Content]:
-    outputs: dict[str, Content] = {output: _content(output, background)}
-    if alpha_file is not None:
-        outputs[alpha_file] = "matte"
-    if foreground_file is not None:
-        outputs[foreground_file] = "transparent"
-    if len(outputs) < 1 + (alpha_file is not None) + (foreground_file is not None):
-        raise UsageError("two outputs have the same name")
-    return outputs
-
-
 def _cut(start: float | None, end: float | None, frame: float | None) -> Cut:
     from vidmatte.runner import Cut
 
@@ -281,13 +266,6 @@ def _cut(start: float | None, end: float | None, frame: float | None) -> Cut:
     if end is not None and end <= (start or 0.0):
         raise UsageError("--end must be after --start")
     return Cut(start_s=start, end_s=end)
-
-
-def _content(output: str, background: str | None) -> Content:
-    """Transparent where asked for, or by the name where no background is named."""
-    if background is not None:
-        return "transparent" if background == TRANSPARENT else "opaque"
-    return "transparent" if Path(output).suffix.lower() in TRANSPARENT_BY_NAME else "opaque"
 
 
 def _adjustment(
