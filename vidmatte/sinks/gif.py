@@ -35,6 +35,10 @@ class GifSink:
 
     def write(self, picture: av.VideoFrame) -> None:
         """Take a picture; the first ones wait until the palette is made."""
+        with translated(self._name):
+            self._take(picture)
+
+    def _take(self, picture: av.VideoFrame) -> None:
         picture = self._converter.convert(picture)
         if self._turner is not None:
             picture = self._turner.turn(picture)
@@ -102,14 +106,13 @@ class GifSink:
     def _encode(self, picture: av.VideoFrame | None) -> None:
         import av
 
-        with translated(self._name):
-            self._source.push(picture)
-            while True:
-                try:
-                    mapped = cast("av.VideoFrame", self._sink.pull())
-                except (av.error.BlockingIOError, av.error.EOFError):
-                    return
-                self._container.mux(self._stream.encode(mapped))
+        self._source.push(picture)
+        while True:
+            try:
+                mapped = cast("av.VideoFrame", self._sink.pull())
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
+            self._container.mux(self._stream.encode(mapped))
 
     def close(self) -> None:
         """Write what waits and finish the file."""
