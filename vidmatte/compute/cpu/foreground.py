@@ -29,23 +29,6 @@ _CERTAINTY = 6  # weight of a sample in the smooth estimates: alpha to this powe
 _DISTRUST = 0.1  # of alpha: the regulariser, in squared alpha
 
 
-def estimate_foreground(image: Samples, alpha: Samples) -> Samples:
-    """Return the foreground colour (H, W, 3) of `image` (H, W, 3) under `alpha` (H, W).
-
-    Channels may be in any order and space; arguments and result otherwise as `estimate_planes`.
-    """
-    import cv2
-
-    planes: list[Samples] = [image[..., k].copy() for k in range(3)]
-    merged: Samples = cv2.merge(estimate_planes(planes, alpha))  # type: ignore[assignment]
-    return merged
-
-
-def estimate_plane(plane: Samples, alpha: Samples) -> Samples:
-    """Return the foreground's samples of one plane; see `estimate_planes`."""
-    return estimate_planes([plane], alpha)[0]
-
-
 def estimate_planes(planes: Sequence[Samples], alpha: Samples) -> list[Samples]:
     """Return new planes that hold the foreground's colour alone (straight alpha).
 
