@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 from vidmatte.errors import UsageError
 from vidmatte.frames import Layout, VideoInfo
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vidmatte.compute.cpu.background import Background
+    from vidmatte.compute.cpu.fitting import Fit
     from vidmatte.sources.file import FileSource
 
-Fit = Literal["cover", "contain", "stretch"]
 FITS = ("cover", "contain", "stretch")
 _BLUR = re.compile(r"blur(?::(\d+(?:\.\d+)?))?")
 _ASKS_FOR_BLUR = re.compile(r"blur:[^/\\]*$")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -180,6 +180,6 @@ def _default(device: str) -> Model:
             reason = f"{device.partition(':')[0]} default: {name}"
             if missing:
                 reason += f" ({', '.join(missing)} not installed)"
-            return Model(model.row, model.path, model.origin, model.sha256, reason)
+            return replace(model, reason=reason)
         missing.append(name)
     raise AssertionError("live is embedded")

@@ -1,4 +1,4 @@
-"""Where pictures go: video files, picture files and sequences, nowhere.
+"""Where pictures go: video files, GIFs, picture files and sequences.
 
 A sink takes pictures with their time stamps; closing is part of success.
 """

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from vidmatte.compute.cpu.colour import SWS_MATRIX
 from vidmatte.errors import OutputError
-from vidmatte.frames import RANGE_FULL, Colour, Orientation, VideoInfo, layout_of
+from vidmatte.frames import MATRIX_BT709, RANGE_FULL, Colour, Orientation, VideoInfo, layout_of
 from vidmatte.sinks.plan import OutputPlan, fixed_colour
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ class Converter:
         converted = self._reformatter.reformat(
             picture,
             format=self._pix_fmt,
-            src_colorspace=None if from_rgb else _swscale_matrix(origin.matrix),
-            dst_colorspace=_swscale_matrix(self._target.matrix),
+            src_colorspace=None if from_rgb else SWS_MATRIX.get(origin.matrix, MATRIX_BT709),
+            dst_colorspace=SWS_MATRIX.get(self._target.matrix, MATRIX_BT709),
             src_color_range=2 if from_rgb else origin.range,
             dst_color_range=2 if self._to_rgb else self._target.range,
             interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
@@ -105,11 +106,6 @@ def converter_for(plan: OutputPlan, info: VideoInfo, pix_fmt: str | None = None)
     source = Colour(range=RANGE_FULL) if plan.content == "matte" else info.colour
     fixed = fixed_colour(plan.codec, source)
     return Converter(pix_fmt or plan.pix_fmt, source, info.height, fixed=fixed)
-
-
-def _swscale_matrix(matrix: int) -> int:
-    """Map an ISO/IEC 23091-2 matrix to swscale's SWS_CS_* number, which differs for BT.601."""
-    return {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}.get(matrix, 5)
 
 
 class Turner:

@@ -1,4 +1,4 @@
-"""Where frames come from: files, picture folders, generated clips.
+"""Where frames come from: files, standard input, numbered pictures; and generated clips.
 
 A source is a context manager and an iterable of `vidmatte.frames.Frame` with an `info`.
 """
