@@ -202,6 +202,30 @@ def test_untagged_stays_untagged(tmp_path: Path) -> None:
     assert int(picture.colorspace) == int(picture.color_primaries) == int(picture.color_trc) == 2
 
 
+@pytest.mark.parametrize(("suffix", "codec", "pix_fmt"), [(".gif", "gif", "bgr8"),
+                                                          (".mov", "qtrle", "rgb24")])  # fmt: skip
+def test_rgb_without_a_tag_becomes_tagged_yuv(
+    suffix: str, codec: str, pix_fmt: str, tmp_path: Path
+) -> None:
+    source = tmp_path / f"s{suffix}"
+    with av.open(source, "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 720, pix_fmt
+        for index in range(3):
+            red = av.VideoFrame.from_ndarray(np.full((720, 64, 3), (230, 30, 20), np.uint8))
+            red.pts, red.time_base = index, Fraction(1, 25)
+            container.mux(stream.encode(red.reformat(format=pix_fmt)))
+        container.mux(stream.encode(None))
+    run_file(source, tmp_path / "o.mp4")
+    before, after = decode(source)[1], decode(tmp_path / "o.mp4")[1]
+    assert (after.colorspace, after.color_range) == (1, 1)
+    means = [
+        f.reformat(format="rgb24", src_colorspace=space).to_ndarray().astype(float).mean((0, 1))
+        for f, space in ((before, None), (after, "ITU709"))
+    ]
+    assert np.abs(means[0] - means[1]).max() < 3  # of 255: two roundings
+
+
 def test_hdr10_keeps_depth_tags_and_mastering_data(tmp_path: Path) -> None:
     hdr = (
         "log-level=error:hdr10=1:repeat-headers=1:max-cll=1000,400:master-display="
