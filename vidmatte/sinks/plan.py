@@ -105,6 +105,8 @@ PRESETS = {
     "libvpx-vp9": tuple(str(n) for n in range(9)),
     "libsvtav1": tuple(str(n) for n in range(14)),
 }
+# Phones, browsers and QuickTime refuse 4:4:4: RGB, converted in any case, becomes what plays.
+PLAYED = frozenset({"mp4", "mov"})
 HOLDS_ORIENTATION = frozenset({"mp4", "mov", "matroska"})
 
 
@@ -149,6 +151,8 @@ def plan_output(
     container = _container_of(suffix)
     encoder = _encoder_of(container, suffix, content, source, codec)
     wanted = _wanted(source, content)
+    if wanted.model == "rgb" and container in PLAYED and encoder in ("libx264", "libx265"):
+        wanted = replace(wanted, model="yuv", shift_x=1, shift_y=1)
     usual, pix_fmt = TRANSPARENT_DEFAULT.get(container, ("", ""))
     if content != "transparent" or encoder != usual or not pix_fmt:
         pix_fmt = nearest_format(wanted, ENCODER_FORMATS[encoder])
