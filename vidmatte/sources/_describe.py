@@ -75,7 +75,6 @@ def _colour(picture: av.VideoFrame) -> Colour:
     full = name.startswith("yuvj") or (name.startswith(("gray", "ya")) and not picture.color_range)
     # PNG's decoder says so, those of GIF, QuickTime RLE and raw pictures do not.
     is_rgb = picture.format.is_rgb or name in ("pal8", "ya8", "ya16le", "ya16be")
-    full = full or is_rgb
     return Colour(
         matrix=MATRIX_RGB if is_rgb else int(picture.colorspace),
         range=2 if full else int(picture.color_range),
