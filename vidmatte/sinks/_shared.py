@@ -5,12 +5,21 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vidmatte.compute.cpu.colour import SWS_MATRIX
 from vidmatte.errors import OutputError
-from vidmatte.frames import MATRIX_BT709, RANGE_FULL, Colour, Orientation, VideoInfo, layout_of
-from vidmatte.sinks.plan import OutputPlan, fixed_colour
+from vidmatte.frames import (
+    MATRIX_BT709,
+    MATRIX_RGB,
+    RANGE_FULL,
+    Colour,
+    Orientation,
+    VideoInfo,
+    layout_of,
+)
+from vidmatte.sinks.plan import OutputPlan, fixed_colour, working_format
 
 if TYPE_CHECKING:
     import av
@@ -68,8 +77,7 @@ class Converter:
     ) -> None:
         self._pix_fmt = pix_fmt
         self._reformatter: av.video.reformatter.VideoReformatter | None = None
-        target = layout_of(pix_fmt)
-        self._to_rgb = target is None or target.model == "rgb"
+        self._to_rgb = _is_rgb(pix_fmt)
         self._source = source.resolved(height)
         self.colour = fixed or source
         if source.matrix == 0 and not self._to_rgb and fixed is None:
@@ -104,8 +112,17 @@ class Converter:
 def converter_for(plan: OutputPlan, info: VideoInfo, pix_fmt: str | None = None) -> Converter:
     """Build the converter of an output; a matte's samples are full range whatever the source's."""
     source = Colour(range=RANGE_FULL) if plan.content == "matte" else info.colour
+    becomes_yuv = _is_rgb(working_format(info.pix_fmt)) and not _is_rgb(pix_fmt or plan.pix_fmt)
+    if becomes_yuv and plan.content != "matte":
+        source = replace(source, matrix=MATRIX_RGB)  # PNG says so; GIF and raw RGB do not
     fixed = fixed_colour(plan.codec, source)
     return Converter(pix_fmt or plan.pix_fmt, source, info.height, fixed=fixed)
+
+
+def _is_rgb(pix_fmt: str) -> bool:
+    """Whether a format that is encoded is RGB: those without a planar layout are packed RGB."""
+    layout = layout_of(pix_fmt)
+    return layout is None or layout.model == "rgb"
 
 
 class Turner:

@@ -6,7 +6,7 @@ import struct
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from vidmatte.frames import MATRIX_RGB, Colour, Orientation, VideoInfo
+from vidmatte.frames import Colour, Orientation, VideoInfo
 
 if TYPE_CHECKING:
     import av
@@ -73,10 +73,8 @@ def _colour(picture: av.VideoFrame) -> Colour:
     name = picture.format.name
     # FFmpeg takes gray for full range whatever the file says nothing about (swscale's rule).
     full = name.startswith("yuvj") or (name.startswith(("gray", "ya")) and not picture.color_range)
-    # PNG's decoder says so, those of GIF, QuickTime RLE and raw pictures do not.
-    is_rgb = picture.format.is_rgb or name in ("pal8", "ya8", "ya16le", "ya16be")
     return Colour(
-        matrix=MATRIX_RGB if is_rgb else int(picture.colorspace),
+        matrix=int(picture.colorspace),
         range=2 if full else int(picture.color_range),
         primaries=int(picture.color_primaries),
         transfer=int(picture.color_trc),
