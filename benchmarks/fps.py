@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from vidmatte.backdrop import Backdrop
-from vidmatte.backends import open_backend
+from vidmatte.backends import open_backend, usable_cores
 from vidmatte.compute.cpu._shared import load_cv2
 from vidmatte.compute.cpu.prepare import Preparer
 from vidmatte.compute.cpu.refine import refine
@@ -48,7 +48,7 @@ from vidmatte.renders import build_renders, working_layout
 from vidmatte.sinks.file import FileSink, Muxing
 from vidmatte.sinks.plan import plan_output
 from vidmatte.sources.file import FileSource
-from vidmatte.threads import thread_budget, usable_cores
+from vidmatte.threads import thread_budget
 
 LONG_CLIP = 1000  # frames; growth of memory means nothing on fewer
 STAGE_FRAMES = 120  # frames that each stage is timed over, alone

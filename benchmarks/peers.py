@@ -37,8 +37,8 @@ import av
 import numpy as np
 from peer_weights import write_onnx, write_pth
 
+from vidmatte.backends import usable_cores
 from vidmatte.models.registry import from_file
-from vidmatte.threads import usable_cores
 
 Output = Literal["mp4", "mov"]
 Pipe = Sequence[Sequence[str]]  # commands joined by pipes, each a list of arguments

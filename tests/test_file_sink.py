@@ -79,7 +79,7 @@ def test_apng_keeps_a_variable_rate(rate: Fraction, tmp_path: Path) -> None:
         for index, pts in enumerate(stamps):
             sink.write(picture(index, pts))
         sink.close()
-        assert sink.notes == []
+        assert sink.report.notes == []
     assert [round(t * 1000) for t in times_of(tmp_path / "o.apng")] == stamps
 
 
@@ -89,8 +89,8 @@ def test_a_variable_rate_that_is_lost_is_said(suffix: str, said: bool, tmp_path:
         for index, pts in enumerate([0, 5, 10, 15, 20, 400]):
             sink.write(picture(index, pts))
         sink.close()
-        assert [n for n in sink.notes if "moved by up to 0.14 s" in n] == sink.notes
-        assert bool(sink.notes) == said
+        assert [n for n in sink.report.notes if "moved by up to 0.14 s" in n] == sink.report.notes
+        assert bool(sink.report.notes) == said
 
 
 @pytest.mark.parametrize("rate", [Fraction(25), Fraction(30000, 1001), Fraction(5)])

@@ -10,7 +10,9 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from vidmatte.backdrop import Backdrop
+from vidmatte.backends import usable_cores
 from vidmatte.compute.cpu._shared import load_cv2
+from vidmatte.compute.cpu.conform import Conformer
 from vidmatte.errors import CancelledError, InputError, OutputError
 from vidmatte.frames import Frame, Layout
 from vidmatte.inputs import files_of, source_of
@@ -22,7 +24,7 @@ from vidmatte.sinks.file import Muxing
 from vidmatte.sinks.plan import Content, OutputPlan
 from vidmatte.sources.companions import Companions, SideChannel
 from vidmatte.sources.file import FileSource
-from vidmatte.threads import thread_budget, usable_cores
+from vidmatte.threads import thread_budget
 
 if TYPE_CHECKING:
     import av
@@ -377,17 +379,26 @@ class FileRun:
         result.notes += source.notes + source.mended
         for output in self._outputs:
             result.notes += output.plan.notes
-            result.notes += getattr(output.sink, "notes", [])
-            result.copied_streams += getattr(output.sink, "copied", 0)
-        if self._matting is not None and self._matting.conformer.resized:
-            conformer = self._matting.conformer
-            result.warnings.append(
-                f"the picture size changes in the middle: {conformer.resized} pictures from "
-                f"{conformer.resized_at_s:.2f} s are scaled to {self._info.width}x"
-                f"{self._info.height}"
-            )
+            result.notes += output.sink.report.notes
+            result.warnings += output.sink.report.losses
+            result.copied_streams += output.sink.report.copied
+        if self._matting is not None:
+            self._report_changes(self._matting.conformer)
         if self._side is not None and self._side.dropped:
             result.warnings.append(f"{self._side.dropped} packets of sound could not wait; dropped")
+
+    def _report_changes(self, conformer: Conformer) -> None:
+        size = f"{self._info.width}x{self._info.height}"
+        if conformer.resized:
+            self.result.warnings.append(
+                f"the picture size changes in the middle: {conformer.resized} pictures from "
+                f"{conformer.resized_at_s:.2f} s are scaled to {size}"
+            )
+        if conformer.reformatted:
+            self.result.notes.append(
+                f"the pixel format changes in the middle: {conformer.reformatted} pictures are "
+                f"converted to {self._info.pix_fmt}"
+            )
 
     def _commit(self) -> OutputError | None:
         """Bring every output to the disk before the first gets its name."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 
@@ -14,13 +13,6 @@ class ThreadBudget:
     network: int
     opencv: int
     encoder: int
-
-
-def usable_cores() -> int:
-    """Count the cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def thread_budget(cores: int) -> ThreadBudget:

@@ -89,7 +89,7 @@ def module(name: str) -> BackendModule:
     return found
 
 
-def default_threads() -> int:
+def usable_cores() -> int:
     """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -122,7 +122,7 @@ def open_backend(
         )
     name, _, variant = backend.partition(":")
     chosen = choose_device(device, name)
-    request = Request(model, chosen, size, batch, precision, threads or default_threads(), variant)
+    request = Request(model, chosen, size, batch, precision, threads or usable_cores(), variant)
     if name != "auto":
         return _open(name, request)
     opened = _open_first(request)

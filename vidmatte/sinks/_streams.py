@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from vidmatte.sinks import SinkReport
 
 if TYPE_CHECKING:
     import av
@@ -61,19 +64,24 @@ def kept_tags(metadata: Mapping[str, str]) -> dict[str, str]:
 class Carrier:
     """Adds one output stream per companion stream and moves packets across.
 
-    `notes` names what was converted or left out, one line each.
+    `report` gets what was converted, left out or lost, one line each.
     """
 
     def __init__(
-        self, container: OutputContainer, companions: CompanionReader, *, audio: bool
+        self,
+        container: OutputContainer,
+        companions: CompanionReader,
+        report: SinkReport,
+        *,
+        audio: bool,
     ) -> None:
         self._container = container
         self._companions = companions
         self._routes: dict[int, Callable[[Packet], None]] = {}
         self._encoders: list[_Transcoder] = []
         self._last_dts: dict[int, int] = {}
-        self.copied = 0
-        self.notes: list[str] = []
+        self._report = report
+        self._dropped: Counter[str] = Counter()
         for stream in companions.streams:
             if stream.type == "audio" and not audio:
                 continue
@@ -89,7 +97,9 @@ class Carrier:
         }
         adder = adders.get(stream.type)
         if adder is None or not adder(stream):
-            self.notes.append(f"{name} is left out: .{self._container.format.name} cannot hold it")
+            self._report.notes.append(
+                f"{name} is left out: .{self._container.format.name} cannot hold it"
+            )
 
     def _add_audio(self, stream: Stream) -> bool:
         if stream.codec_context is None:
@@ -102,7 +112,9 @@ class Carrier:
         transcoder = _Transcoder(self._container, stream, encoder)
         self._encoders.append(transcoder)
         self._routes[stream.index] = transcoder.feed
-        self.notes.append(f"{_name_of(stream)} is converted to {encoder.removeprefix('lib')}")
+        self._report.notes.append(
+            f"{_name_of(stream)} is converted to {encoder.removeprefix('lib')}"
+        )
         return True
 
     def _add_subtitle(self, stream: Stream) -> bool:
@@ -161,7 +173,7 @@ class Carrier:
                     self._container.mux(bare)
 
         self._routes[stream.index] = forward
-        self.copied += 1
+        self._report.copied += 1
         return True
 
     def _in_order(self, packet: Packet, step: int) -> bool:
@@ -172,6 +184,7 @@ class Carrier:
         assert packet.dts is not None
         last = self._last_dts.get(packet.stream_index)
         if last is not None and packet.dts < last + step:
+            self._dropped[_name_of(packet.stream)] += 1
             return False
         self._last_dts[packet.stream_index] = packet.dts
         return True
@@ -184,9 +197,13 @@ class Carrier:
                 route(packet)
 
     def finish(self) -> None:
-        """Flush the converters."""
+        """Flush the converters and say what was lost."""
         for transcoder in self._encoders:
             transcoder.finish()
+            if transcoder.damaged:
+                self._dropped[transcoder.name] += transcoder.damaged
+        for name, count in self._dropped.items():
+            self._report.losses.append(f"{name}: {count} damaged packets are left out")
 
 
 def _missing_config(stream: Stream) -> bytes | None:
@@ -241,6 +258,8 @@ class _Transcoder:
         from av.audio.resampler import AudioResampler
 
         self._container = container
+        self.name = _name_of(stream)
+        self.damaged = 0
         self._decoder: av.AudioCodecContext = stream.codec_context  # type: ignore[assignment]
         rate = self._decoder.sample_rate
         if encoder == "libopus" and rate not in OPUS_RATES:
@@ -259,12 +278,13 @@ class _Transcoder:
         self._resampler = AudioResampler(sample_format, layout, rate)
 
     def feed(self, packet: Packet) -> None:
-        """Decode a packet and mux what the encoder gives back; damaged sound is skipped."""
+        """Decode a packet and mux what the encoder gives back; count damaged ones and go on."""
         import av
 
         try:
             frames = self._decoder.decode(packet)
         except av.FFmpegError:
+            self.damaged += 1
             return
         for frame in frames:
             self._encode(frame)

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
 from vidmatte.frames import VideoInfo
+from vidmatte.sinks import SinkReport
 from vidmatte.sinks._shared import Turner, converter_for, translated
 from vidmatte.sinks._streams import Carrier, CompanionReader, kept_tags
 from vidmatte.sinks.plan import OutputPlan
@@ -52,6 +53,7 @@ class FileSink:
         streamed: bool = False,
     ) -> None:
         self._name = name
+        self.report = SinkReport()
         self._turner = Turner(info) if plan.turned else None
         self._address = f"pipe:{descriptor}" if streamed else f"file:/dev/fd/{descriptor}"
         self._plan, self._info = plan, info
@@ -70,23 +72,11 @@ class FileSink:
             self._container = self._open()
             self._stream = self._add_video(muxing)
             if self._companions is not None:
-                self._carrier = Carrier(self._container, self._companions, audio=muxing.audio)
+                self._carrier = Carrier(
+                    self._container, self._companions, self.report, audio=muxing.audio
+                )
                 self._container.metadata.update(kept_tags(self._companions.metadata))
                 self._container.set_chapters(self._companions.chapters)  # type: ignore[arg-type]
-
-    @property
-    def notes(self) -> list[str]:
-        """What was converted, moved or left out."""
-        notes = [] if self._carrier is None else self._carrier.notes
-        if self._moved_s > 1 / self._info.frame_rate:
-            suffix, moved_s = f".{self._plan.container}", float(self._moved_s)
-            notes = [*notes, f"pictures are moved by up to {moved_s:.2f} s: {suffix} has one rate"]
-        return notes
-
-    @property
-    def copied(self) -> int:
-        """How many streams were copied as they are."""
-        return 0 if self._carrier is None else self._carrier.copied
 
     def _open(self) -> OutputContainer:
         import av
@@ -215,6 +205,10 @@ class FileSink:
         if self._closed:
             return
         self._closed = True
+        if self._moved_s > 1 / self._info.frame_rate:
+            suffix, moved_s = f".{self._plan.container}", float(self._moved_s)
+            moved = f"pictures are moved by up to {moved_s:.2f} s: {suffix} has one rate"
+            self.report.notes.append(moved)
         try:
             with translated(self._name):
                 for packet in self._stream.encode(None):

@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
 from vidmatte.frames import VideoInfo
+from vidmatte.sinks import SinkReport
 from vidmatte.sinks._shared import Turner, converter_for, translated
 from vidmatte.sinks.plan import OutputPlan
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import av
 
 PALETTE_PICTURES = 24  # what the palette is made from; keeps memory flat for any length
+PALETTE_BYTES = 64 << 20  # at the most: two 4K pictures
 CLOCK = Fraction(1, 100)  # GIF counts hundredths of a second
 MIN_STEP = 2  # browsers slow down anything shorter
 
@@ -23,6 +25,7 @@ class GifSink:
     def __init__(self, descriptor: int, name: str, plan: OutputPlan, info: VideoInfo) -> None:
         import av
 
+        self.report = SinkReport()
         self._name, self._plan, self._info = name, plan, info
         self._converter = converter_for(plan, info, "bgra")
         self._turner = Turner(info) if plan.turned else None
@@ -51,7 +54,11 @@ class GifSink:
             self._encode(picture)
             return
         self._first.append(picture)
-        if len(self._first) == PALETTE_PICTURES:
+        waiting = len(self._first)
+        if (
+            waiting == PALETTE_PICTURES
+            or waiting * 4 * picture.width * picture.height > PALETTE_BYTES
+        ):
             self._start()
 
     def _start(self) -> None:

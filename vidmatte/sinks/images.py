@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vidmatte.errors import OutputError
 from vidmatte.frames import RANGE_FULL, VideoInfo
 from vidmatte.sequences import numbered_files
+from vidmatte.sinks import SinkReport
 from vidmatte.sinks._shared import Turner, converter_for, os_reason, translated
 from vidmatte.sinks.part import rename
 from vidmatte.sinks.plan import OutputPlan
@@ -48,6 +49,7 @@ class PictureSink:
     """One picture file at an open descriptor; a second picture is an error of the caller."""
 
     def __init__(self, descriptor: int, name: str, plan: OutputPlan, info: VideoInfo) -> None:
+        self.report = SinkReport()
         self._descriptor, self._name = descriptor, name
         self._encoder = PictureEncoder(plan, info)
 
@@ -79,7 +81,7 @@ class SequenceSink:
         self._folder = part_folder(pattern)
         self._encoder = PictureEncoder(plan, info)
         self._files: list[str] = []
-        self.notes: list[str] = []
+        self.report = SinkReport()
         try:
             if os.path.lexists(self._folder):
                 self.kept_aside = _move_aside(self._folder)
@@ -99,7 +101,7 @@ class SequenceSink:
         ours = set(self._files)
         left = [path.name for _, path in numbered_files(self._pattern) if path.name not in ours]
         if left:
-            self.notes = [f"{len(left)} pictures of an earlier run stay, first {left[0]}"]
+            self.report.notes = [f"{len(left)} pictures of an earlier run stay, first {left[0]}"]
 
     def commit(self) -> None:
         """Move the pictures to their final names and remove the part folder."""

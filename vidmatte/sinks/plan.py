@@ -96,6 +96,7 @@ ENCODER_FORMATS = {
     "huffyuv": ("yuv422p", "rgb24", "bgra"),
     "gif": ("pal8",),
 }  # fmt: skip
+WITH_CRF = ("libx264", "libx265", "libvpx-vp9", "libsvtav1")
 _PACKED = re.compile(r"(bgra|rgba|argb|abgr|rgba64\w*)|(rgb24|bgr24|bgr0|rgb48\w*)|(gray16be)")
 _X26X = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower",
          "veryslow", "placebo")  # fmt: skip
@@ -162,6 +163,7 @@ def plan_output(
         notes += _format_notes(source, info, encoder, pix_fmt)
     if turned:
         notes += (f"{suffix} cannot hold an orientation: the pictures are turned upright",)
+    notes += _unused_notes(encoder, crf, preset)
     kind: Kind = "gif" if container == "gif" else "video"
     options = encoder_options(encoder, content, crf, preset, pix_fmt)
     return OutputPlan(kind, container, encoder, pix_fmt, content, options, turned, notes)
@@ -364,6 +366,14 @@ def encoder_options(
     if encoder == "libwebp":
         return {"lossless": "1"} if content == "matte" else {"quality": "90"}
     return {}
+
+
+def _unused_notes(encoder: str, crf: int | None, preset: str | None) -> tuple[str, ...]:
+    """Name the options that the user gave and this encoder does not have."""
+    if encoder in WITH_CRF:
+        return ()
+    given = [name for name, value in (("--crf", crf), ("--preset", preset)) if value is not None]
+    return (f"{' and '.join(given)} do nothing: {encoder} has one quality",) if given else ()
 
 
 def _check_preset(encoder: str, preset: str | None) -> None:

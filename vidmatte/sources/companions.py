@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from fractions import Fraction
 from threading import Lock
 from types import TracebackType
@@ -39,18 +40,18 @@ class Companions:
         self.stop_s: float | None = self._length_s
 
     def __enter__(self) -> Self:
-        self._descriptor = _shared.open_descriptor(self._path)
-        try:
-            self.container: InputContainer = _shared.open_container(self._descriptor, self._path)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
-        self.streams = _shared.companions_of(self.container)
-        self._timeline = _shared.timeline_for(self.container, self._start_s)
-        self._discard_pictures()
-        if self._start_s:
-            _shared.seek_near(self.container, self._start_s)
-        self._packets = self._read()
+        with ExitStack() as opened:
+            descriptor = _shared.open_descriptor(self._path)
+            opened.callback(os.close, descriptor)
+            self.container: InputContainer = _shared.open_container(descriptor, self._path)
+            opened.callback(self.container.close)
+            self.streams = _shared.companions_of(self.container)
+            self._timeline = _shared.timeline_for(self.container, self._start_s)
+            self._discard_pictures()
+            if self._start_s:
+                _shared.seek_near(self.container, self._start_s)
+            self._packets = self._read()
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(
@@ -59,8 +60,7 @@ class Companions:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self.container.close()
-        os.close(self._descriptor)
+        self._opened.close()
 
     def _discard_pictures(self) -> None:
         from av.stream import Discard
