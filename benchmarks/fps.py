@@ -35,15 +35,13 @@ from typing import Any
 import numpy as np
 
 from vidmatte.backdrop import Backdrop
-from vidmatte.backends import open_backend, usable_cores
+from vidmatte.backends import usable_cores
 from vidmatte.compute.cpu._shared import load_cv2
 from vidmatte.compute.cpu.prepare import Preparer
 from vidmatte.compute.cpu.refine import refine
 from vidmatte.compute.cpu.temporal import TemporalFilter
-from vidmatte.frames import Frame, Matte, plane_views
-from vidmatte.matting import LOOKAHEAD, MattingChoice
-from vidmatte.models.registry import resolve_model
-from vidmatte.models.table import network_size
+from vidmatte.frames import Frame, Matte, VideoInfo, plane_views
+from vidmatte.matting import LOOKAHEAD, MattingChoice, Network, open_network
 from vidmatte.renders import build_renders, working_layout
 from vidmatte.sinks.file import FileSink, Muxing
 from vidmatte.sinks.plan import plan_output
@@ -51,6 +49,7 @@ from vidmatte.sources.file import FileSource
 from vidmatte.threads import thread_budget
 
 LONG_CLIP = 1000  # frames; growth of memory means nothing on fewer
+STAGES = ("decode", "prepare", "infer", "temporal", "refine", "composite", "encode")
 STAGE_FRAMES = 120  # frames that each stage is timed over, alone
 
 
@@ -174,94 +173,117 @@ def cpu_name() -> str:
 
 
 class Timer:
-    """Adds up wall and CPU time of one stage."""
+    """Adds up wall and CPU time of one stage; CPU of this thread alone, or of the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpu_clock: Callable[[], float] = time.thread_time) -> None:
+        self._cpu_clock = cpu_clock
         self.wall_s: list[float] = []
         self.cpu_s = 0.0
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        cpu, wall = time.process_time(), time.perf_counter()
+        cpu, wall = self._cpu_clock(), time.perf_counter()
         yield
         self.wall_s.append(time.perf_counter() - wall)
-        self.cpu_s += time.process_time() - cpu
+        self.cpu_s += self._cpu_clock() - cpu
 
     def summary(self, frames: int) -> dict[str, float]:
         wall_ms = [1000 * s for s in self.wall_s]
         return {
             "cpu_ms": 1000 * self.cpu_s / frames,
             "wall_ms": sum(wall_ms) / frames,
-            "wall_p95_ms": float(np.percentile(wall_ms, 95)) if len(wall_ms) > 1 else wall_ms[0],
+            "wall_p95_ms": float(np.percentile(wall_ms, 95)),
         }
 
 
 def time_stages(setting: Setting, folder: Path) -> dict[str, dict[str, float]]:
-    """Time each stage alone, on the same frames, in the order of the pipeline."""
+    """Time each stage by itself, on the same frames, in the order of the pipeline."""
     budget = thread_budget(usable_cores())
     load_cv2().setNumThreads(budget.opencv)
-    decode = Timer()
+    timers = {name: Timer() for name in STAGES}
+    for name in ("decode", "infer", "encode"):  # they have threads of their own
+        timers[name] = Timer(time.process_time)
     frames: list[Frame] = []
-    with FileSource(setting.clip, threads=budget.decoder) as source, decode():
-        info = source.info
-        for frame in source:
-            frames.append(frame)
-            if len(frames) == STAGE_FRAMES:
+    with FileSource(setting.clip, threads=budget.decoder) as source:
+        info, decoded = source.info, iter(source)
+        while len(frames) < STAGE_FRAMES:
+            with timers["decode"]():
+                frame = next(decoded, None)
+            if frame is None:
                 break
-    timers = {name: Timer() for name in ("prepare", "infer", "temporal", "refine", "composite")}
-    pictures = render_all(setting, info, frames, timers)
-    encode = Timer()
-    plan = plan_output(info, ".mp4", "opaque")
-    with (folder / "stage.mp4").open("wb") as file:
-        sink = FileSink(file.fileno(), "stage.mp4", plan, info, Muxing(threads=budget.encoder))
-        with encode():
-            for picture in pictures:
-                sink.write(picture)
-            sink.close()
-    timers = {"decode": decode, **timers, "encode": encode}
+            frames.append(frame)
+        with open_network_for(setting, info) as network:
+            steady = time_inference(network, info, frames, timers)
+        time_output(network, info, list(zip(frames, steady, strict=True)), timers, folder)
     return {name: timer.summary(len(frames)) for name, timer in timers.items()}
 
 
-def render_all(setting: Setting, info: Any, frames: list[Frame], timers: dict[str, Timer]) -> Any:
-    model = resolve_model(setting.model)
-    width, height = network_size(*info.upright_size, model.row)
-    backend = open_backend(
-        model,
-        size=(height, width),
+@contextmanager
+def open_network_for(setting: Setting, info: VideoInfo) -> Iterator[Network]:
+    choice = MattingChoice(
+        setting.model,
         backend=setting.backend,
         precision=setting.precision,  # type: ignore[arg-type]
-        threads=thread_budget(usable_cores()).network,
     )
-    preparer = Preparer(info, backend.input_size)
+    network = open_network(info, choice, threads=thread_budget(usable_cores()).network)
+    yield network
+    network.backend.close()
+
+
+def time_inference(
+    network: Network, info: VideoInfo, frames: list[Frame], timers: dict[str, Timer]
+) -> list[Any]:
+    """Prepare, infer and steady every frame; return one probability each."""
+    preparer = Preparer(info, network.backend.input_size)
     temporal = TemporalFilter(lookahead=LOOKAHEAD)
-    layout = working_layout(info, needs_alpha=False)
-    plan = plan_output(info, ".mp4", "opaque")
-    (render,) = build_renders(info, layout, [plan], Backdrop("green"))
-    image = np.empty((1, *backend.input_size, 3), np.uint8)
+    image = np.empty((1, *network.backend.input_size, 3), np.uint8)
     for _ in range(3):
-        backend.infer(image)  # warm up
-    steady, pictures = [], []
+        network.backend.infer(image)  # warm up
+    steady = []
     for frame in frames:
         with timers["prepare"]():
             preparer.prepare(frame.picture, image[0])
         with timers["infer"]():
-            probability = backend.infer(image)[0]
+            probability = network.backend.infer(image)[0]
         with timers["temporal"]():
             steady += temporal.push(probability, image[0])
     steady += temporal.flush()
     assert len(steady) == len(frames), "one steady probability per frame"
-    curve = model.row.curve
-    for frame, probability in zip(frames, steady, strict=True):
-        with timers["refine"]():
-            planes = plane_views(frame.picture)[:3]
-            small = preparer.to_stored(probability)
-            alpha = refine(small, planes, bits=layout.bits, lo=curve.lo, hi=curve.hi)
-        with timers["composite"]():
-            picture = render(Matte(frame, alpha))
-        picture.pts, picture.time_base = frame.pts, frame.time_base
-        pictures.append(picture)
-    backend.close()
-    return pictures
+    return [preparer.to_stored(probability) for probability in steady]
+
+
+def time_output(
+    network: Network,
+    info: VideoInfo,
+    answers: list[tuple[Frame, Any]],
+    timers: dict[str, Timer],
+    folder: Path,
+) -> None:
+    """Refine, composite and encode one picture after the other, so that memory is used again.
+
+    The encoder's threads work on beside: its CPU time is all of the process but the other two's.
+    """
+    layout = working_layout(info, needs_alpha=False)
+    plan = plan_output(info, ".mp4", "opaque")
+    (render,) = build_renders(info, layout, [plan], Backdrop("green"))
+    curve = network.model.row.curve
+    with (folder / "stage.mp4").open("wb") as file:
+        muxing = Muxing(threads=thread_budget(usable_cores()).encoder)
+        sink = FileSink(file.fileno(), "stage.mp4", plan, info, muxing)
+        start = time.process_time()
+        for frame, small in answers:
+            with timers["refine"]():
+                planes = plane_views(frame.picture)[:3]
+                alpha = refine(small, planes, bits=layout.bits, lo=curve.lo, hi=curve.hi)
+            with timers["composite"]():
+                picture = render(Matte(frame, alpha))
+            picture.pts, picture.time_base = frame.pts, frame.time_base
+            with timers["encode"]():
+                sink.write(picture)
+        with timers["encode"]():
+            sink.close()
+    spent = time.process_time() - start
+    timers["encode"].cpu_s = spent - timers["refine"].cpu_s - timers["composite"].cpu_s
 
 
 def command_for(setting: Setting, output: Path, backend: str) -> list[str]:
