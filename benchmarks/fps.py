@@ -225,7 +225,7 @@ def open_network_for(setting: Setting, info: VideoInfo) -> Iterator[Network]:
         backend=setting.backend,
         precision=setting.precision,  # type: ignore[arg-type]
     )
-    network = open_network(info, choice, threads=thread_budget(usable_cores()).network)
+    network = open_network(info, choice)
     yield network
     network.backend.close()
 

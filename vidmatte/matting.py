@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from vidmatte.backends import Backend, choose_device, open_backend
+from vidmatte.backends import Backend, choose_device, open_backend, usable_cores
 from vidmatte.compute.cpu.composite import own_alpha
 from vidmatte.compute.cpu.conform import Conformer
 from vidmatte.compute.cpu.prepare import Preparer
@@ -19,7 +19,8 @@ from vidmatte.compute.cpu.temporal import TemporalFilter
 from vidmatte.errors import BackendError, CancelledError
 from vidmatte.frames import Frame, Layout, Matte, VideoInfo, plane_views
 from vidmatte.models.registry import Model, resolve_model
-from vidmatte.models.table import network_size
+from vidmatte.models.table import multiply_adds, network_size
+from vidmatte.threads import network_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +56,7 @@ class Network(NamedTuple):
     backend: Backend
 
 
-def open_network(info: VideoInfo, choice: MattingChoice, *, threads: int | None = None) -> Network:
+def open_network(info: VideoInfo, choice: MattingChoice) -> Network:
     """Find the model's weights and open a backend for pictures of `info`'s shape.
 
     Raises ModelError and BackendError.
@@ -69,7 +70,7 @@ def open_network(info: VideoInfo, choice: MattingChoice, *, threads: int | None 
         backend=choice.backend,
         device=choice.device,
         precision=choice.precision,
-        threads=threads,
+        threads=network_threads(usable_cores(), multiply_adds(model.row.network, width, height)),
     )
     return Network(model, backend)
 
@@ -85,14 +86,12 @@ class NetworkKeeper:
         self._kept: _KeptBackend | None = None
         self._model: Model | None = None
 
-    def open(
-        self, info: VideoInfo, choice: MattingChoice, *, threads: int | None = None
-    ) -> Network:
+    def open(self, info: VideoInfo, choice: MattingChoice) -> Network:
         """Return the kept network if it fits and is free, else open one and keep that."""
-        key = info.upright_size, choice, threads
+        key = info.upright_size, choice
         if self._kept is None or self._model is None or key != self._key or self._kept.in_use:
             self.close()
-            self._model, backend = open_network(info, choice, threads=threads)
+            self._model, backend = open_network(info, choice)
             self._kept, self._key = _KeptBackend(backend), key
         self._kept.in_use = True
         return Network(self._model, self._kept)

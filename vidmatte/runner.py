@@ -306,7 +306,7 @@ class FileRun:
     def _open_matting(self, layout: Layout) -> Matting:
         """Load the model, report what was chosen, and build the matting."""
         choice = self._matting_choice
-        network = self._open_network(self._info, choice, threads=self._budget.network)
+        network = self._open_network(self._info, choice)
         model = network.model
         self.result.device = network.backend.description
         self.result.model = model.name
