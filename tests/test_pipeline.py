@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from vidmatte import pipeline as pipeline_module
 from vidmatte.errors import CancelledError
-from vidmatte.pipeline import Channel, Outcome, Pipeline, Stop, supervise
+from vidmatte.pipeline import STEP_BACK, Channel, Outcome, Pipeline, Stop, supervise
 
 SOON_S = 1.0  # what "at once" may take on a busy machine
 SHORT_GRACE_S = 0.3
@@ -293,3 +295,35 @@ def test_supervise_returns_raises_and_is_left_by_a_stop(monkeypatch: pytest.Monk
     with pytest.raises(CancelledError):
         supervise(lambda: release.wait(20), stop)
     release.set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")
+def test_other_stages_step_back_behind_the_one_that_sets_the_pace() -> None:
+    nice: dict[str, int] = {}
+
+    def own() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def produce() -> Iterator[int]:
+        nice["decode"] = own()
+        yield 1
+
+    def stage(name: str) -> Callable[[Iterator[int]], Iterator[int]]:
+        def work(items: Iterator[int]) -> Iterator[int]:
+            nice[name] = own()
+            yield from items
+
+        return work
+
+    stages = {"infer": stage("infer"), "render": stage("render")}
+    pipeline = Pipeline(
+        produce(), stages, lambda item: nice.update(encode=own()), lambda: None, pace="infer"
+    )
+    pipeline.run(Stop(), lambda: None)
+    before = own()
+    assert nice == {
+        "decode": before + STEP_BACK,
+        "infer": before,
+        "render": before + STEP_BACK,
+        "encode": before + STEP_BACK,
+    }

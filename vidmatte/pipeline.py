@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -16,6 +19,7 @@ T = TypeVar("T")
 
 CHANNEL_DEPTH = 4
 CHANNEL_BYTES = 256 << 20  # four 8K pictures of 8 bits; at least one item always passes
+STEP_BACK = 3  # of nice: half of the weight (measured: benchmarks/NOTES.md, Threads)
 GRACE_S = 4.0  # what a worker gets to end after a stop; beyond it, it hangs in C code
 OPEN_GRACE_S = 1.0  # the same while files are opened, when there is nothing to finish
 
@@ -153,7 +157,7 @@ class Pipeline:
     earlier error after the good items, and what the stage still yields after catching it passes
     on: an error at item N lets exactly N items through. `finish` runs on the consuming thread at
     the end in any case (close a file there: it may block in C code). `size_of` gives an item's
-    bytes.
+    bytes. `pace` names the stage that the others wait for: they step back behind it.
     """
 
     def __init__(
@@ -164,7 +168,9 @@ class Pipeline:
         finish: Callable[[], None],
         *,
         size_of: Callable[[Any], int] = lambda item: 0,
+        pace: str | None = None,
     ) -> None:
+        self._pace = pace
         self._produce, self._consume, self._finish = produce, consume, finish
         self._channels: list[Channel[Any]] = [
             Channel(size_of=size_of) for _ in range(len(stages) + 1)
@@ -228,6 +234,8 @@ class Pipeline:
 
     def _launch(self, work: Callable[[], None], name: str, stop: Stop) -> threading.Thread:
         def worker() -> None:
+            if self._pace not in (None, name):
+                _step_back()
             work()
             stop.wake()
 
@@ -296,6 +304,15 @@ class Pipeline:
         self._consumed = True
 
 
+def _step_back() -> None:
+    """Lower the priority of this thread and of those it starts (Linux only; elsewhere nothing)."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with suppress(OSError):
+            priority = os.getpriority(os.PRIO_PROCESS, thread) + STEP_BACK
+            os.setpriority(os.PRIO_PROCESS, thread, priority)
+
+
 _END = object()
 
 
@@ -317,6 +334,7 @@ def supervise(work: Callable[[], T], stop: Stop) -> T:
     error: list[BaseException] = []
 
     def worker() -> None:
+        _step_back()  # inherited by the threads of decoders and encoders opened here
         try:
             result.append(work())
         except BaseException as exc:  # noqa: BLE001 - raised again below, on the caller's thread

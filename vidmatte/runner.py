@@ -252,6 +252,7 @@ class FileRun:
             self._write,
             self._close_sinks,
             size_of=_bytes_of,
+            pace="infer",
         )
 
     def _ticker(
