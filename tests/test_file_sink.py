@@ -124,6 +124,8 @@ def test_closing_twice_does_nothing(tmp_path: Path) -> None:
 def test_closing_without_a_picture_is_no_crash(tmp_path: Path) -> None:
     with sink_of(tmp_path / "o.mp4") as sink:
         sink.close()
+    with pytest.raises(av.error.InvalidDataError):  # nothing to play: the run removes such a part
+        av.open(str(tmp_path / "o.mp4"))
 
 
 def test_a_reader_that_leaves_is_an_output_error() -> None:
