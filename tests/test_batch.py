@@ -95,6 +95,7 @@ def test_plan_mirrors_the_tree_and_leaves_the_rest(folder: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault
 def test_one_failure_does_not_stop_the_rest(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     outcomes = list(run_folder(plan_folder(folder, target), start, Stop()))
@@ -108,6 +109,7 @@ def test_one_failure_does_not_stop_the_rest(folder: Path, tmp_path: Path) -> Non
     assert len(plan_folder(folder, target, overwrite=True).jobs) == 3
 
 
+@pytest.mark.fault
 def test_outputs_are_not_fed_back(folder: Path) -> None:
     target = folder / "out"
     list(run_folder(plan_folder(folder, target), start, Stop()))
@@ -116,6 +118,7 @@ def test_outputs_are_not_fed_back(folder: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.fault
 def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
     write_picture(tmp_path / "a" / "b" / "x.png")
     write_picture(tmp_path / "a" / "b" / "b" / "x.png")
@@ -135,6 +138,7 @@ def test_two_inputs_with_one_output_name(folder: Path, tmp_path: Path) -> None:
     assert [j.source.name for j in again.jobs] == ["broken.mov", "clip.mp4"]
 
 
+@pytest.mark.fault
 def test_links_to_folders_are_not_followed(folder: Path, tmp_path: Path) -> None:
     write_picture(tmp_path / "elsewhere" / "secret.png")
     (folder / "link").symlink_to(tmp_path / "elsewhere")
@@ -150,6 +154,7 @@ def test_a_name_like_a_pattern_is_a_name(tmp_path: Path) -> None:
     assert plan.jobs[1].problem is None
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("target", ["in", "in/../in", "notes", "new.mp4"])
 def test_folders_that_cannot_be_meant(folder: Path, target: str) -> None:
     (folder.parent / "notes").write_text("a file")
@@ -157,6 +162,7 @@ def test_folders_that_cannot_be_meant(folder: Path, target: str) -> None:
         plan_folder(folder, folder.parent / target)
 
 
+@pytest.mark.fault
 def test_empty_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(InputError, match="no video or picture"):
@@ -207,6 +213,7 @@ def test_options_for_one_input(run_cli: Cli, folder: Path, tmp_path: Path, optio
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault
 def test_ctrl_c_ends_the_folder_and_names_the_part(
     run_cli: Cli, folder: Path, tmp_path: Path
 ) -> None:

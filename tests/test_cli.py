@@ -89,6 +89,7 @@ MESSAGES = {
     }  # fmt: skip
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("case", MESSAGES)
 def test_every_failure_is_one_line_found_before_the_model(
     case: str, clip: Path, run_cli: Cli
@@ -118,6 +119,7 @@ def test_a_start_after_the_end_is_an_error(clip: Path, run_cli: Cli) -> None:
     assert leftovers(clip.parent, "s.mp4") == []
 
 
+@pytest.mark.fault
 def test_a_backend_that_does_not_exist_leaves_nothing(clip: Path, run_cli: Cli) -> None:
     done = run_cli("run", clip, clip.with_name("o.mp4"), "--backend", "nosuch")
     assert done.returncode == 1
@@ -125,6 +127,7 @@ def test_a_backend_that_does_not_exist_leaves_nothing(clip: Path, run_cli: Cli) 
     assert leftovers(clip.parent, "s.mp4") == []
 
 
+@pytest.mark.fault
 def test_control_characters_in_names_do_not_reach_the_terminal(
     tmp_path: Path, run_cli: Cli
 ) -> None:
@@ -134,6 +137,7 @@ def test_control_characters_in_names_do_not_reach_the_terminal(
     assert done.stderr.splitlines()[0].endswith(r"a\x1b[31m\nb.mp4: no such file")
 
 
+@pytest.mark.fault
 def test_an_odd_name_is_a_name_and_not_an_option_or_pattern(tmp_path: Path, run_cli: Cli) -> None:
     for name in ("ünï.mp4", "a b%d c%.mp4", "file:x.mp4", "a'b.mp4"):
         make_clip(tmp_path / "plain.mp4", 2).rename(tmp_path / name)
@@ -165,6 +169,7 @@ def test_an_unknown_command_is_a_usage_error(run_cli: Cli) -> None:
     assert len(done.stderr.splitlines()) <= 2
 
 
+@pytest.mark.fault
 def test_closed_streams_are_no_crash(clip: Path, run_cli: Cli) -> None:
     for closed, code in ((">&-", 0), ("2>&-", 0), ("<&-", 0), (">&- 2>&- <&-", 0)):
         output = clip.with_name("o.mp4")

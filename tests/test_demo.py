@@ -34,6 +34,7 @@ def test_demo_writes_everything_and_says_where(run_cli: Cli, tmp_path: Path) -> 
     assert (again.returncode, again.stderr) == (0, "")
 
 
+@pytest.mark.fault
 def test_demo_in_a_file_is_one_line(run_cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run_cli("demo", "--output", tmp_path / "file" / "demo")

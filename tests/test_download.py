@@ -118,6 +118,7 @@ def test_a_server_that_tells_no_length(server: Server, folder: Path) -> None:
     assert (folder / "w.pth").read_bytes() == BODY
 
 
+@pytest.mark.fault
 def test_a_cut_connection_is_taken_up_where_it_was_cut(server: Server, folder: Path) -> None:
     server.behaviour.cut_after = [300_000, 100_000]
     download(server.source(), folder / "w.pth", silent)
@@ -137,6 +138,7 @@ def test_a_later_run_continues(server: Server, folder: Path) -> None:
     assert (folder / "w.pth").read_bytes() == BODY
 
 
+@pytest.mark.fault
 def test_a_server_without_ranges_starts_again(server: Server, folder: Path) -> None:
     server.behaviour.ranges = False
     folder.mkdir()
@@ -152,6 +154,7 @@ def test_a_part_that_is_whole_already(server: Server, folder: Path) -> None:
     assert (folder / "w.pth").read_bytes() == BODY
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("stale", [b"", b"something else", BODY + b"more"])
 def test_a_wrong_hash_installs_nothing(server: Server, folder: Path, stale: bytes) -> None:
     """Also where the part left over was of another file."""
@@ -165,6 +168,7 @@ def test_a_wrong_hash_installs_nothing(server: Server, folder: Path, stale: byte
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.fault
 def test_a_web_page_is_not_taken_for_weights(server: Server, folder: Path) -> None:
     server.behaviour.content_type = "text/html; charset=utf-8"
     with pytest.raises(ModelError, match="web page instead of the file"):
@@ -172,11 +176,13 @@ def test_a_web_page_is_not_taken_for_weights(server: Server, folder: Path) -> No
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.fault
 def test_not_found(server: Server, folder: Path) -> None:
     with pytest.raises(ModelError, match="answered 404"):
         download(server.source("missing"), folder / "w.pth", silent)
 
 
+@pytest.mark.fault
 def test_offline_is_said_in_one_line(folder: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -187,6 +193,7 @@ def test_offline_is_said_in_one_line(folder: Path) -> None:
     assert "check the network" in str(caught.value.hint)
 
 
+@pytest.mark.fault
 def test_a_full_disk_is_said_in_one_line(server: Server, folder: Path) -> None:
     """A file size limit makes write() fail in the middle, as a full disk does."""
     code = f"""
@@ -276,6 +283,7 @@ def test_import_command_names_what_it_made(tmp_path: Path) -> None:
     assert "u2netp.safetensors" in result.output
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -309,6 +317,7 @@ def test_import_asks_which_of_two_models_a_file_is(
     assert install(unclear, "u2netp").name == "u2netp"
 
 
+@pytest.mark.fault
 def test_import_into_a_folder_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("VIDMATTE_MODEL_DIR", str(tmp_path / "file" / "models"))
@@ -400,6 +409,7 @@ def test_onnx_of_torch_s_exporter(tmp_path: Path) -> None:
         assert np.allclose(got[key], value, rtol=1e-4, atol=1e-5), key
 
 
+@pytest.mark.fault
 def test_onnx_that_is_not_ours(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     path = tmp_path / "w.onnx"
@@ -413,6 +423,7 @@ def test_onnx_that_is_not_ours(tmp_path: Path) -> None:
         install(path)
 
 
+@pytest.mark.fault
 def test_onnx_never_reads_another_file(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     model = onnx.load_model_from_string(onnx_of("u2netp", bn=False)[0])

@@ -10,6 +10,7 @@ from vidmatte import errors
 from vidmatte.errors import UsageError, VidmatteError, printable
 
 
+@pytest.mark.fault
 @given(st.text())
 def test_nothing_that_acts_on_a_terminal_is_left(text: str) -> None:
     shown = printable(text)
@@ -18,6 +19,7 @@ def test_nothing_that_acts_on_a_terminal_is_left(text: str) -> None:
     shown.encode("utf-8")
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("raw", "shown"),
     [
@@ -33,6 +35,7 @@ def test_what_is_escaped(raw: str, shown: str) -> None:
     assert printable(raw) == shown
 
 
+@pytest.mark.fault
 def test_message_and_hint_are_printable() -> None:
     error = VidmatteError("no\n such", hint="do\x07")
     assert str(error) == r"no\n such"

@@ -57,6 +57,7 @@ PLAYLISTS = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("name", PLAYLISTS)
 def test_a_file_cannot_open_another(name: str, tmp_path: Path) -> None:
     secret = make_clip(tmp_path / "secret.mp4", 3)
@@ -66,6 +67,7 @@ def test_a_file_cannot_open_another(name: str, tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     "name", ["http://example.invalid/a.mp4", "concat:a|b", "lavfi:testsrc", "pipe:0", "data:,x",
              "fd:0", "file:/etc/passwd"],
@@ -75,6 +77,7 @@ def test_an_address_is_a_file_name(name: str) -> None:
         pass
 
 
+@pytest.mark.fault
 def test_only_regular_files_are_opened_and_nothing_blocks(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(InputError, match="not a regular file"):
@@ -87,6 +90,7 @@ def test_only_regular_files_are_opened_and_nothing_blocks(tmp_path: Path) -> Non
         open_descriptor("a\0b")
 
 
+@pytest.mark.fault
 def test_descriptors_are_closed_by_every_door(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "s.mp4", 3)
     (tmp_path / "empty.mp4").touch()
@@ -100,6 +104,7 @@ def test_descriptors_are_closed_by_every_door(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.fault
 def test_the_reason_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     with pytest.raises(InputError, match="is empty"):
@@ -119,6 +124,7 @@ def test_the_reason_is_named(tmp_path: Path) -> None:
         frames_of(tmp_path / "sound.mka")
 
 
+@pytest.mark.fault
 def test_one_bad_packet_costs_its_pictures_and_no_more(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "s.mkv", 50, (96, 64), codec="mjpeg", pix_fmt="yuvj420p")
     data = bytearray(path.read_bytes())
@@ -150,6 +156,7 @@ def test_a_start_after_the_end_is_an_error(tmp_path: Path) -> None:
         frames_of(make_clip(tmp_path / "s.mp4", 5), start_s=60)
 
 
+@pytest.mark.fault
 def test_the_limit_on_pixels_holds_before_decoding(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "s.mp4", 2, (64, 48))
     assert len(frames_of(path, max_pixels=64 * 48)) == 2
@@ -169,6 +176,7 @@ def test_companions_give_each_packet_once_up_to_a_time(tmp_path: Path) -> None:
     assert len(early) + len(late) == len(packets)
 
 
+@pytest.mark.fault
 def test_the_side_channel_never_blocks_and_counts_what_it_drops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

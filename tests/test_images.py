@@ -82,6 +82,7 @@ def test_cut_keeps_the_pictures_from_start_to_before_end(pictures: Path) -> None
         pass
 
 
+@pytest.mark.fault
 def test_unreadable_picture_is_counted_and_keeps_its_time(pictures: Path) -> None:
     pictures.with_name("f_009.png").write_bytes(b"not a picture")
     pictures.with_name("f_012.png").symlink_to("nowhere.png")
@@ -90,6 +91,7 @@ def test_unreadable_picture_is_counted_and_keeps_its_time(pictures: Path) -> Non
         assert source.damage == ["2 pictures could not be read, first f_009.png at 0.10 s"]
 
 
+@pytest.mark.fault
 def test_nothing_readable_says_why(tmp_path: Path) -> None:
     (tmp_path / "f_1.png").write_bytes(b"")
     with (
@@ -99,6 +101,7 @@ def test_nothing_readable_says_why(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.fault
 def test_videos_are_no_pictures(tmp_path: Path) -> None:
     write_picture(tmp_path / "f_1.png", 1)
     (tmp_path / "f_2.png").write_bytes(b"YUV4MPEG2 W2 H2 F25:1 Ip A1:1 C420\nFRAME\n" + bytes(6))
@@ -107,6 +110,7 @@ def test_videos_are_no_pictures(tmp_path: Path) -> None:
         assert "could not be read" in source.damage[0]
 
 
+@pytest.mark.fault
 def test_playlist_in_a_picture_opens_nothing(tmp_path: Path) -> None:
     write_picture(tmp_path / "secret.png", 99)
     (tmp_path / "f_1.png").write_text("ffconcat version 1.0\nfile secret.png\n")
@@ -114,6 +118,7 @@ def test_playlist_in_a_picture_opens_nothing(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.fault
 def test_too_large_pictures_end_the_run(tmp_path: Path) -> None:
     write_picture(tmp_path / "f_1.png", 1, (64, 16))  # FFmpeg counts rows of 64 pixels
     write_picture(tmp_path / "f_2.png", 2, (64, 64))
@@ -147,6 +152,7 @@ def test_rate_is_for_numbered_pictures_only(tmp_path: Path) -> None:
         source_of(str(tmp_path / "in.mp4"), rate=Fraction(10))
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("output", ["f_009.png", "f_%03d.png"])
 def test_outputs_never_replace_the_inputs(pictures: Path, output: str) -> None:
     before = pictures.with_name("f_011.png").read_bytes()

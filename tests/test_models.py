@@ -171,6 +171,7 @@ def test_embedded_weights_are_pinned() -> None:
     assert model.sha256 == "89ce12648207c88792201c056ec8434111e92fc3213038fe39b6a883d856d812"
 
 
+@pytest.mark.fault
 def test_a_flipped_bit_in_embedded_weights_is_found(tmp_path: Path) -> None:
     data = bytearray(LIVE.read_bytes())
     data[len(data) // 2] ^= 1
@@ -217,6 +218,7 @@ class Runs:
         return (os.system, (f"touch {self.target}",))
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("save_with", ["torch", "pickle"])
 def test_a_pickle_with_code_does_not_run(tmp_path: Path, save_with: str) -> None:
     path, target = tmp_path / "evil.pth", tmp_path / "ran"
@@ -233,6 +235,7 @@ def safetensors_header(header: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("name", "data"),
     [
@@ -259,6 +262,7 @@ def test_what_is_not_weights_is_one_line(tmp_path: Path, name: str, data: bytes)
     assert name in str(caught.value)
 
 
+@pytest.mark.fault
 def test_a_cut_pth_is_one_line(tmp_path: Path) -> None:
     whole = io.BytesIO()
     torch.save(live_state(), whole)
@@ -268,6 +272,7 @@ def test_a_cut_pth_is_one_line(tmp_path: Path) -> None:
         from_file(path)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_damaged_pth_never_ends_in_another_error(tmp_path: Path, legacy: bool) -> None:
     whole = io.BytesIO()
@@ -289,6 +294,7 @@ def from_file_bytes(path: Path, data: bytes) -> None:
     from_file(path)
 
 
+@pytest.mark.fault
 def test_a_missing_file_and_a_folder_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not exist"):
         from_file(tmp_path / "none.pth")
@@ -301,6 +307,7 @@ def test_a_missing_file_and_a_folder_are_one_line(tmp_path: Path) -> None:
         from_file(sparse)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("text", ["", "[]", '{"ranges": {}, "mean_magnitude": 1}', '{"ranges": 3}'])
 def test_damaged_int8_ranges_are_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.safetensors"
@@ -317,6 +324,7 @@ def edited(change: Any) -> bytes:
     return save(tensors)
 
 
+@pytest.mark.fault
 def test_foreign_shapes_are_named(tmp_path: Path) -> None:
     def widen(tensors: dict[str, Any]) -> None:
         tensors["stage3.rebnconv2.conv_s1.weight"] = np.zeros((17, 16, 3, 3), np.float16)
@@ -327,11 +335,13 @@ def test_foreign_shapes_are_named(tmp_path: Path) -> None:
         from_file(path)
 
 
+@pytest.mark.fault
 def test_weights_for_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="u2netp: "):
         from_file(LIVE, "u2netp")
 
 
+@pytest.mark.fault
 def test_missing_bn_statistics_and_nan_are_refused() -> None:
     row = models()["live"]
     tensors = dict(load_file(LIVE))
@@ -380,6 +390,7 @@ def test_cuda_takes_the_best_installed_and_says_so(
     assert resolve_model(device="cpu").name == "live"
 
 
+@pytest.mark.fault
 def test_installed_weights_are_checked_against_their_record(tmp_path: Path) -> None:
     install_record(tmp_path / "models", "u2netp", b"x")
     (tmp_path / "models" / "u2netp.safetensors").write_bytes(b"z")
@@ -409,6 +420,7 @@ def test_safetensors_are_read_without_torch_and_models_import_nothing_heavy() ->
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.fault
 def test_a_parsed_file_is_never_taken_for_another_format(tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         parse_tensors(LIVE.read_bytes(), tmp_path / "live.pth")

@@ -44,6 +44,7 @@ def test_a_discarded_part_is_gone(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.fault
 def test_a_part_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
     first = PartFile(tmp_path / "o.mp4")
     os.write(first.descriptor, b"first")
@@ -61,6 +62,7 @@ def test_the_part_stays_locked_until_it_has_its_name(tmp_path: Path) -> None:
     part.discard()
 
 
+@pytest.mark.fault
 def test_a_stale_part_is_kept_aside_and_named(tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / "o.part.mp4").write_bytes(b"old %d" % number)
@@ -70,6 +72,7 @@ def test_a_stale_part_is_kept_aside_and_named(tmp_path: Path) -> None:
         part.discard()
 
 
+@pytest.mark.fault
 def test_a_symlink_in_place_of_the_part_is_not_followed(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_bytes(b"precious")
@@ -81,12 +84,14 @@ def test_a_symlink_in_place_of_the_part_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "o.mp4").read_bytes() == b"new"
 
 
+@pytest.mark.fault
 def test_a_dangling_symlink_in_place_of_the_part_creates_nothing(tmp_path: Path) -> None:
     (tmp_path / "o.part.mp4").symlink_to(tmp_path / "elsewhere")
     PartFile(tmp_path / "o.mp4").discard()
     assert not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.fault
 def test_overwriting_a_symlink_replaces_the_link_and_not_its_target(tmp_path: Path) -> None:
     precious = tmp_path / "precious.mp4"
     precious.write_bytes(b"precious")
@@ -100,6 +105,7 @@ def test_overwriting_a_symlink_replaces_the_link_and_not_its_target(tmp_path: Pa
     assert not link.is_symlink()
 
 
+@pytest.mark.fault
 def test_what_can_be_known_to_fail_is_known(tmp_path: Path) -> None:
     (tmp_path / "o.mp4").touch()
     with pytest.raises(OutputError, match="exists already"):
@@ -114,6 +120,7 @@ def test_what_can_be_known_to_fail_is_known(tmp_path: Path) -> None:
         check_target(tmp_path / "dangling.mp4", overwrite=False)
 
 
+@pytest.mark.fault
 def test_a_name_that_is_too_long_is_one_line(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "s.mp4", 2)
     with pytest.raises(OutputError, match="the name is too long"):
@@ -133,6 +140,7 @@ def test_destinations_are_chosen_by_name(tmp_path: Path, monkeypatch: pytest.Mon
         destination_of("-", overwrite=False)
 
 
+@pytest.mark.fault
 def test_the_same_file_by_any_name_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "s.mp4"
     source.touch()
@@ -148,6 +156,7 @@ def test_the_same_file_by_any_name_is_refused(tmp_path: Path) -> None:
     refuse_same_file(["-"], ["-"])
 
 
+@pytest.mark.fault
 def test_an_input_that_is_the_part_or_a_picture_of_the_output_is_refused(tmp_path: Path) -> None:
     part, picture = tmp_path / "o.part.mp4", tmp_path / "f_0007.png"
     part.touch()
@@ -159,6 +168,7 @@ def test_an_input_that_is_the_part_or_a_picture_of_the_output_is_refused(tmp_pat
     refuse_same_file([str(tmp_path / "g_%04d.png")], [str(picture)])
 
 
+@pytest.mark.fault
 def test_an_output_that_fails_to_be_renamed_is_kept_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +187,7 @@ def test_an_output_that_fails_to_be_renamed_is_kept_and_named(
     assert any("a.part.mkv" in note for note in caught.value.__notes__)
 
 
+@pytest.mark.fault
 def test_a_disk_that_fills_at_the_last_moment_leaves_no_final_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +207,7 @@ def test_a_disk_that_fills_at_the_last_moment_leaves_no_final_name(
     assert not (tmp_path / "a.mkv").exists()
 
 
+@pytest.mark.fault
 def test_overwrite_keeps_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "s.mp4", 5)
     output = tmp_path / "o.mp4"
@@ -219,6 +231,7 @@ def test_a_sequence_is_written_in_a_part_folder_and_moved(tmp_path: Path) -> Non
     assert result.frames == 3
 
 
+@pytest.mark.fault
 def test_a_file_that_appears_during_the_run_is_not_overwritten(tmp_path: Path) -> None:
     part = PartFile(tmp_path / "o.mp4", replace=False)
     os.write(part.descriptor, b"ours")
@@ -230,6 +243,7 @@ def test_a_file_that_appears_during_the_run_is_not_overwritten(tmp_path: Path) -
     part.close()
 
 
+@pytest.mark.fault
 def test_a_picture_that_appears_during_the_run_is_not_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,8 @@ from vidmatte.backends import null
 from vidmatte.errors import BackendError, InputError, VidmatteError
 from vidmatte.sources.file import FileSource
 
+pytestmark = pytest.mark.fault
+
 STOP_S = 2.0  # from the signal to the end of the process
 SLACK_S = 1.5  # other tests on the same two cores
 RATE, GOP_S = 25, 1.0
