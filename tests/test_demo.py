@@ -39,8 +39,9 @@ def test_demo_in_a_file_is_one_line(run_cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run_cli("demo", "--output", tmp_path / "file" / "demo")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")
 
 
 def test_background_goes_from_dusk_to_dawn() -> None:

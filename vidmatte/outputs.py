@@ -6,25 +6,30 @@ import errno
 import os
 import stat
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Lock
 from typing import Protocol, TextIO
 
-from vidmatte.errors import OutputError, UsageError
+from vidmatte.errors import CancelledError, InputError, OutputError, UsageError
 from vidmatte.frames import VideoInfo
 from vidmatte.sequences import is_sequence, numbered_files
 from vidmatte.sinks import Sink
 from vidmatte.sinks._shared import os_reason
 from vidmatte.sinks.file import FileSink, Muxing
 from vidmatte.sinks.gif import GifSink
-from vidmatte.sinks.images import PictureSink, SequenceSink
+from vidmatte.sinks.images import PictureSink, SequenceSink, part_folder
 from vidmatte.sinks.part import PartFile, check_target, part_name
 from vidmatte.sinks.plan import Content, OutputPlan, plan_output
+from vidmatte.sources._shared import open_container, open_descriptor
 
 STDOUT = "-"
 TRANSPARENT_BY_NAME = frozenset(
     {".mov", ".webm", ".apng", ".gif", ".png", ".webp", ".tif", ".tiff"}
 )
+READER_POLL_S = 0.05
+CREATE_S = 1.0  # what making a file may take before a stop no longer waits for it
 
 
 class Destination(Protocol):
@@ -45,12 +50,41 @@ class Destination(Protocol):
     def abandon(self) -> Path | None:
         """Keep the part if it plays and return it, else remove it and return None."""
 
+    def withdraw(self) -> None:
+        """Leave no part, though another thread may be in `open`, which then raises CancelledError.
+
+        That thread still has to `abandon` what it has opened.
+        """
+
+
+class _Gate:
+    """Lets one thread make a file unless another has given the run up."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self.closed = Event()
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """Hold off `close`; raise CancelledError after it."""
+        with self._lock:
+            if self.closed.is_set():
+                raise CancelledError("stopped")
+            yield
+
+    def close(self) -> None:
+        """Return when nothing is being made and nothing will be."""
+        self.closed.set()
+        if self._lock.acquire(timeout=CREATE_S):  # a dead network disk may hold it for ever
+            self._lock.release()
+
 
 class FileDestination:
     """A regular file, written as a part beside it."""
 
     def __init__(self, target: Path, *, overwrite: bool) -> None:
         check_target(target, overwrite=overwrite)
+        self._gate = _Gate()
         self.name = str(target)
         self._target = target
         self._overwrite = overwrite
@@ -60,7 +94,8 @@ class FileDestination:
 
     def open(self, plan: OutputPlan, info: VideoInfo, muxing: Muxing) -> Sink:
         """Create the part file and its sink."""
-        self._part = PartFile(self._target, replace=self._overwrite)
+        with self._gate.making():
+            self._part = PartFile(self._target, replace=self._overwrite)
         self.kept_aside = self._part.kept_aside
         descriptor = self._part.descriptor
         self._is_video = plan.kind != "picture"
@@ -83,13 +118,21 @@ class FileDestination:
 
     def abandon(self) -> Path | None:
         """Keep a part that plays."""
-        if self._part is None:
+        part, self._part = self._part, None
+        if part is None:
             return None
-        if self._is_video and _plays(self._part.path):
-            self._part.close()
-            return self._part.path
-        self._part.discard()
+        if self._is_video and _plays(part.path):
+            part.close()
+            return part.path
+        part.discard()
         return None
+
+    def withdraw(self) -> None:
+        """Remove the part's name; its descriptor stays open, for a sink may be using it."""
+        self._gate.close()
+        if (part := self._part) is not None:
+            with suppress(OSError):
+                os.unlink(part.path)
 
 
 class StreamDestination:
@@ -99,6 +142,7 @@ class StreamDestination:
         self.name = "standard output" if name == STDOUT else name
         self._path = None if name == STDOUT else name
         self._descriptor = -1
+        self._withdrawn = Event()
         self.kept_aside: Path | None = None
 
     def open(self, plan: OutputPlan, info: VideoInfo, muxing: Muxing) -> Sink:
@@ -110,7 +154,7 @@ class StreamDestination:
         if self._path is None:
             return os.dup(sys.stdout.fileno())
         try:
-            descriptor = _open_with_reader(self._path)
+            descriptor = _open_with_reader(self._path, self._withdrawn)
             os.set_blocking(descriptor, True)
         except OSError as exc:
             raise OutputError(f"{self.name}: {os_reason(exc)}") from exc
@@ -130,8 +174,12 @@ class StreamDestination:
         self.commit()
         return None
 
+    def withdraw(self) -> None:
+        """Wait no longer for a reader."""
+        self._withdrawn.set()
 
-def _open_with_reader(path: str) -> int:
+
+def _open_with_reader(path: str, withdrawn: Event) -> int:
     """Open a FIFO once somebody reads it; a plain open would block where no signal reaches."""
     while True:
         try:
@@ -139,7 +187,8 @@ def _open_with_reader(path: str) -> int:
         except OSError as exc:
             if not (exc.errno == errno.ENXIO and stat.S_ISFIFO(os.stat(path).st_mode)):  # no reader
                 raise
-            time.sleep(0.05)
+        if withdrawn.wait(READER_POLL_S):
+            raise CancelledError("stopped")
 
 
 class SequenceDestination:
@@ -153,12 +202,14 @@ class SequenceDestination:
         self.name = str(pattern)
         self._pattern = pattern
         self._overwrite = overwrite
+        self._gate = _Gate()
         self._sink: SequenceSink | None = None
         self.kept_aside: Path | None = None
 
     def open(self, plan: OutputPlan, info: VideoInfo, muxing: Muxing) -> Sink:
         """Create the part folder and its sink."""
-        self._sink = SequenceSink(self._pattern, plan, info, replace=self._overwrite)
+        with self._gate.making():
+            self._sink = SequenceSink(self._pattern, plan, info, replace=self._overwrite)
         self.kept_aside = self._sink.kept_aside
         return self._sink
 
@@ -173,12 +224,13 @@ class SequenceDestination:
 
     def abandon(self) -> Path | None:
         """Keep the pictures there are."""
-        if self._sink is None:
-            return None
-        if any(self._sink.path.iterdir()):
-            return self._sink.path
-        self._sink.discard()
-        return None
+        sink, self._sink = self._sink, None
+        return None if sink is None else sink.abandon()
+
+    def withdraw(self) -> None:
+        """Remove the part folder, which is still empty."""
+        self._gate.close()
+        self.abandon()
 
 
 def contents_of(
@@ -256,34 +308,51 @@ def _plays(path: Path) -> bool:
     import av
 
     try:
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
-            return next(container.decode(video=0), None) is not None
-    except (av.FFmpegError, OSError, IndexError, StopIteration):
+        descriptor = open_descriptor(path)
+    except InputError:
         return False
+    try:
+        with open_container(descriptor, str(path)) as container:
+            return next(container.decode(video=0), None) is not None
+    except (av.FFmpegError, InputError, OSError, IndexError):
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def refuse_same_file(outputs: list[str], inputs: list[str]) -> None:
     """Raise UsageError where an output is an input, a background, or another output.
 
-    A part must not be an input either: an earlier run's part would be moved aside. Nor may a
-    sequence of pictures hold one.
+    Its part must not be one either, nor hold one: an earlier run's part would be moved aside. Nor
+    may a sequence of pictures hold one.
     """
     seen: dict[object, str] = {}
     for name in inputs:
         if (key := _identity(name, sys.stdin)) is not None:
             seen[key] = "standard input" if name == STDOUT else name
+    holds_input = {_identity(folder, None): folder for folder in map(os.path.dirname, inputs)}
     for name in outputs:
-        path = Path(name)
         keys = [_identity(name, sys.stdout)]
         if name != STDOUT:
-            keys.append(_identity(str(part_name(path)), None))
-            keys += [_identity(str(p), None) for p in _held_by(path)]
+            part = _part_of(Path(name))
+            if (folder := holds_input.get(part)) is not None:
+                raise UsageError(
+                    f"{name}: is collected in {folder}, which holds an input",
+                    hint="choose another output name",
+                )
+            keys.append(part)
+            keys += [_identity(str(p), None) for p in _held_by(Path(name))]
         for key in keys:
             if key is not None and key in seen:
                 other = seen[key]
                 shown = "the input" if other == name and name in inputs else other
                 raise UsageError(f"{name}: is also {shown}", hint="choose another output name")
         seen |= dict.fromkeys((key for key in keys if key is not None), name)
+
+
+def _part_of(path: Path) -> object:
+    """Identify the part that is made for an output, a file or a folder."""
+    return _identity(str(part_folder(path) if is_sequence(path) else part_name(path)), None)
 
 
 def _held_by(path: Path) -> list[Path]:

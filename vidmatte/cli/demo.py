@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vidmatte.errors import OutputError
+from vidmatte.errors import OutputError, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ def demo(
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise OutputError(f"{output}: {(exc.strerror or 'cannot be made').lower()}") from exc
+        raise _refused(output, exc) from exc
     console.say(f"making {source}: {frames} frames")
     _make_inputs(source, background, height - height % 2, frames)
     outputs: dict[str, Content] = {str(result): "opaque", str(matte): "matte"}
@@ -65,23 +65,22 @@ def demo(
     if code == 0:
         write_contact([source, matte, result], contact, frames // 2)
         for name, path in (("source", source), ("result", result), ("contact picture", contact)):
-            click.echo(f"{name}: {path}")
+            click.echo(printable(f"{name}: {path}"))
     return code
 
 
 def _make_inputs(source: Path, background: Path, height: int, frames: int) -> None:
-    from vidmatte.compute.cpu._shared import load_cv2
     from vidmatte.sources.synthetic import SyntheticClip, write_clip
 
     width = round(height * 16 / 9 / 2) * 2
     try:
-        load_cv2().imwrite(str(background), dusk(width, height)[..., ::-1])
+        _write_png(background, dusk(width, height))
         clip = SyntheticClip(width=width, height=height, frame_count=frames, seed=SEED)
         part = source.with_name(f"{source.stem}.part{source.suffix}")
         write_clip(part, clip, sound=True)
         part.replace(source)
     except OSError as exc:
-        raise OutputError(f"{source}: {(exc.strerror or 'cannot be written').lower()}") from exc
+        raise _refused(source, exc) from exc
 
 
 def _matte(
@@ -132,8 +131,23 @@ def write_contact(videos: list[Path], target: Path, index: int) -> None:
         width = round(picture.shape[1] * CONTACT_HEIGHT / picture.shape[0])
         size = (width, CONTACT_HEIGHT)
         parts.append(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
-    if not cv2.imwrite(str(target), np.hstack(parts)[..., ::-1]):
-        raise OutputError(f"{target}: cannot be written")
+    try:
+        _write_png(target, np.hstack(parts))
+    except OSError as exc:
+        raise _refused(target, exc) from exc
+
+
+def _write_png(path: Path, picture: Picture) -> None:
+    """Write (H, W, 3) uint8 RGB; raise OSError. OpenCV itself would not say why it failed."""
+    from vidmatte.compute.cpu._shared import load_cv2
+
+    _, data = load_cv2().imencode(".png", picture[..., ::-1])
+    path.write_bytes(data.tobytes())
+
+
+def _refused(path: Path, exc: OSError) -> OutputError:
+    reason = (exc.strerror or "cannot be written").lower()
+    return OutputError(f"{path}: {reason}", hint="choose another folder with --output")
 
 
 def _frame(video: Path, index: int) -> Picture:

@@ -67,15 +67,15 @@ def _lines(fact: dict[str, Any]) -> str:
     else:
         where = f"{fact['origin']}: {fact['where']}"
     lines = [
-        f"{fact['name']}",
+        fact["name"],
         f"  {fact['parameters'] / 1e6:.2f} M parameters{size}, "
         f"{fact['multiply_adds'] / 1e9:.2f} G multiply-adds at 320x320",
         f"  licence {fact['licence']}; {fact['source']}",
-        f"  {printable(where)}",
+        f"  {where}",
     ]
     if fact["sha256"] is not None:
         lines.append(f"  SHA-256 {fact['sha256']}")
-    return "\n".join(lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def _installed(model: Any) -> None:
@@ -114,7 +114,7 @@ def download(name: str) -> None:
         raise ModelError(f"{name} has no known download address", hint=install_hint(name))
     file = model_folder() / f"{name}.pth"
     fetch(row.download, file, _Progress(name))
-    model = install(file, name)
+    model = install(file, name, sha256=row.download.sha256)
     file.unlink()
     _installed(model)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vidmatte.errors import ModelError
 from vidmatte.models.onnx_file import parse_onnx
-from vidmatte.models.registry import Model, find, model_folder, row_named
+from vidmatte.models.registry import Model, find, model_folder, private_folder, row_named
 from vidmatte.models.table import ModelRow, Network, models
 from vidmatte.models.weights import folded, parse_tensors, read_bytes, recognise, sha256_of
 
@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     from vidmatte.models.weights import Tensors
 
 
-def install(path: Path, name: str | None = None) -> Model:
+def install(path: Path, name: str | None = None, *, sha256: str | None = None) -> Model:
     """Convert `path` (.pth, .safetensors, .onnx) to safetensors in the model folder.
 
     The network is recognised from the weights; `name` chooses the row where several share one
-    (u2net, u2net_human_seg). Values and precision stay as they are. Raises ModelError.
+    (u2net, u2net_human_seg). `sha256` is what the file must have. Values and precision stay as
+    they are. Raises ModelError.
     """
     data = read_bytes(path)
+    if sha256 is not None and sha256_of(data) != sha256:
+        raise ModelError(
+            f"{path} is not the file that was checked: its SHA-256 is {sha256_of(data)}",
+            hint="nothing was installed; find out who changes that file",
+        )
     rows = _rows(name)
     networks = list({row.network.name: row.network for row in rows}.values())
     if path.suffix.lower() == ".onnx":
@@ -85,10 +91,13 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write `data` under another name, then rename; ModelError if the disk or folder refuses."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(path.parent)
         file = part.open("xb")
     except OSError as exc:
-        raise ModelError(f"cannot write into {path.parent}: {exc.strerror}") from exc
+        raise ModelError(
+            f"cannot write into {path.parent}: {exc.strerror}",
+            hint="name another folder in VIDMATTE_MODEL_DIR",
+        ) from exc
     try:
         with file:
             file.write(data)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import stat
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +24,7 @@ from vidmatte.models.weights import (
 if TYPE_CHECKING:
     from vidmatte.models.weights import FoldedTensors, Tensors
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _INT8_HINT = "use --precision bf16 or f32"
 # Storing the same weights as fp16 moves their mean magnitude by less than 1e-5.
 _SAME_WEIGHTS = 1e-3
@@ -101,6 +104,30 @@ def model_folder() -> Path:
     return user_data_path("vidmatte", appauthor=False) / "models"
 
 
+def private_folder(folder: Path) -> None:
+    """Make the folder of installed weights for this user alone, or check one that is there.
+
+    Raises OSError, and ModelError for a folder in which strangers could swap weights and record.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    refuse_foreign(folder)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise ModelError where someone else than this user or the administrator may write."""
+    status = folder.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise ModelError(
+            f"{folder}: belongs to another user, who could change the weights",
+            hint="name a folder of your own in VIDMATTE_MODEL_DIR",
+        )
+    if status.st_mode & stat.S_IWOTH:
+        raise ModelError(
+            f"{folder}: everybody may write into it and change the weights",
+            hint=f"chmod o-w '{folder}'",
+        )
+
+
 def find(name: str) -> Model | None:
     """Return the embedded or installed model `name`, or None if its weights are not here.
 
@@ -113,13 +140,16 @@ def find(name: str) -> Model | None:
     record = path.with_suffix(".json")
     if not path.is_file() or not record.is_file():
         return None
+    refuse_foreign(path.parent)
     try:
-        sha256 = json.loads(record.read_text("utf-8"))["sha256"]
+        sha256 = str(json.loads(record.read_text("utf-8"))["sha256"])
+        if not _SHA256.fullmatch(sha256):
+            raise ValueError("no SHA-256")
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ModelError(
             f"{record} is damaged", hint=f"run: vidmatte models import FILE --name {name}"
         ) from exc
-    return Model(row, path, "installed", str(sha256))
+    return Model(row, path, "installed", sha256)
 
 
 def from_file(path: Path, name: str | None = None) -> Model:

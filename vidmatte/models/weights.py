@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
+import stat
 import struct
 import warnings
 from collections.abc import Mapping
@@ -50,17 +52,37 @@ def sha256_of(data: bytes) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a weights file whole; ModelError if it is missing, unreadable, no file or too large."""
+    """Read a weights file whole; ModelError if it is missing, unreadable, no file or too large.
+
+    The name is looked up once: what is checked is what is read.
+    """
     try:
-        if path.exists() and not path.is_file():
-            raise ModelError(f"{path} is not a file", hint="name a .safetensors or .pth file")
-        if path.stat().st_size > MAX_BYTES:
-            raise ModelError(f"{path} is too large for weights of this family")
-        return path.read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        try:
+            return _read_regular(descriptor, path)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError as exc:
         raise ModelError(f"weights file {path} does not exist", hint="check the name") from exc
-    except OSError as exc:
-        raise ModelError(f"weights file {path} cannot be read: {exc.strerror}") from exc
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "that is no file name"
+        raise ModelError(
+            f"weights file {path} cannot be read: {reason}", hint="check the file's permissions"
+        ) from exc
+
+
+def _read_regular(descriptor: int, path: Path) -> bytes:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelError(f"{path} is not a file", hint="name a .safetensors or .pth file")
+    if status.st_size <= MAX_BYTES:
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) <= MAX_BYTES:
+            return data
+    raise ModelError(
+        f"{path} is too large for weights of this family", hint="check that it is the right file"
+    )
 
 
 def parse_tensors(data: bytes, path: Path) -> Tensors:

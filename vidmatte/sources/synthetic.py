@@ -195,13 +195,13 @@ def write_clip(
     from av.video.reformatter import VideoReformatter
 
     with ExitStack() as files:
-        container = files.enter_context(av.open(str(path), "w"))
+        container = files.enter_context(av.open(f"file:{path}", "w"))
         video = _video_stream(container, clip, "libx264", "yuv420p")
         video.options = {"crf": str(crf), "preset": "veryfast"}
         tone = container.add_stream("aac", rate=_SOUND_RATE, layout="mono") if sound else None
         truth = truth_video = None
         if alpha_path is not None:
-            truth = files.enter_context(av.open(str(alpha_path), "w"))
+            truth = files.enter_context(av.open(f"file:{alpha_path}", "w"))
             truth_video = _video_stream(truth, clip, "ffv1", "gray")
         reformatter = VideoReformatter()
         for index in range(clip.frame_count):
