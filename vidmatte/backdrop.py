@@ -112,8 +112,7 @@ def upright_rgb(source: FileSource) -> NDArray[np.uint8]:
     from vidmatte.compute.cpu.geometry import to_upright
 
     frame = next(iter(source))
-    names = frame.picture.format.name
-    has_alpha = names == "pal8" or any(a in names for a in ("rgba", "bgra", "argb", "abgr", "yuva",
-                                                            "gbrap", "ya8", "ya16"))  # fmt: skip
+    described = frame.picture.format
+    has_alpha = described.has_palette or any(c.is_alpha for c in described.components)
     rgb = frame.picture.to_ndarray(format="rgba" if has_alpha else "rgb24")
     return cast("NDArray[np.uint8]", to_upright(rgb, source.info.orientation))
