@@ -15,7 +15,16 @@ import pytest
 
 from vidmatte import pipeline as pipeline_module
 from vidmatte.errors import CancelledError
-from vidmatte.pipeline import STEP_BACK, Channel, Outcome, Pipeline, Stop, supervise
+from vidmatte.pipeline import (
+    STEP_BACK,
+    Channel,
+    Crew,
+    Latest,
+    Outcome,
+    Pipeline,
+    Stop,
+    supervise,
+)
 
 SOON_S = 1.0  # what "at once" may take on a busy machine
 SHORT_GRACE_S = 0.3
@@ -327,3 +336,74 @@ def test_other_stages_step_back_behind_the_one_that_sets_the_pace() -> None:
         "render": before + STEP_BACK,
         "encode": before + STEP_BACK,
     }
+
+
+def test_latest_keeps_the_newest_and_gives_back_what_it_drops() -> None:
+    slot: Latest[int] = Latest()
+    assert slot.get(0.0) is None
+    assert slot.put(1) is None
+    assert slot.put(2) == 1
+    assert slot.get() == 2
+    assert slot.get(0.01) is None
+
+
+def test_latest_wakes_a_waiter_and_loses_nothing_unnoticed() -> None:
+    slot: Latest[int] = Latest()
+    got: list[int] = []
+    dropped: list[int] = []
+    finished = threading.Event()
+
+    def take() -> None:
+        while (item := slot.get()) != -1:
+            assert item is not None
+            got.append(item)
+        finished.set()
+
+    taker = threading.Thread(target=take, daemon=True)
+    taker.start()
+    for item in range(2000):
+        if (old := slot.put(item)) is not None:
+            dropped.append(old)
+    if (old := slot.put(-1)) is not None:
+        dropped.append(old)
+    assert finished.wait(SOON_S)
+    assert sorted(got + dropped) == list(range(2000))
+    assert got == sorted(got)
+    taker.join(SOON_S)
+
+
+def test_a_cancelled_latest_ends_its_waiter_and_gives_back_what_lay_there() -> None:
+    slot: Latest[int] = Latest()
+    threading.Timer(0.05, slot.cancel).start()
+    with pytest.raises(CancelledError):
+        slot.get()
+    with pytest.raises(CancelledError):
+        slot.get(0.0)
+    assert slot.put(7) == 7  # nobody will take it: the caller counts it
+    other: Latest[int] = Latest()
+    other.put(3)
+    assert other.cancel() == 3
+    assert other.cancel() is None
+
+
+def test_a_crew_keeps_the_errors_of_its_works_and_names_who_hangs() -> None:
+    crew, gate = Crew(), threading.Event()
+
+    def fail() -> None:
+        raise ValueError("broke")
+
+    def cancelled() -> None:
+        raise CancelledError("cancelled")
+
+    crew.check()
+    crew.start("good", lambda: None)
+    crew.start("told", cancelled)
+    assert crew.join(SOON_S) == []
+    crew.check()
+    crew.start("bad", fail)
+    crew.start("slow", gate.wait)
+    assert crew.join(SHORT_GRACE_S) == ["vidmatte-slow"]
+    with pytest.raises(ValueError, match="broke"):
+        crew.check()
+    gate.set()
+    assert crew.join(SOON_S) == []

@@ -209,11 +209,9 @@ class Pipeline:
         KeyboardInterrupt where no handler is installed) stops the workers and passes through.
         """
         self._start = time.perf_counter()
-        self._threads = [
-            self._launch(work, times.name, stop)
-            for work, times in zip(self._works, self.stages, strict=True)
-        ]
         try:
+            for work, times in zip(self._works, self.stages, strict=True):
+                self._threads.append(self._launch(work, times.name, stop))
             while not stop.wait(self._is_consumed, tick_s) and not stop.requested:
                 tick()
         finally:
@@ -302,6 +300,89 @@ class Pipeline:
             self._finish_error = error
         times.busy_s += time.perf_counter() - mark
         self._consumed = True
+
+
+class Latest(Generic[T]):
+    """A slot for one item between two threads: a new item takes the place of one not yet taken.
+
+    `get` raises CancelledError once cancelled, now and later; `put` never waits.
+    """
+
+    def __init__(self) -> None:
+        self._items: list[T] = []
+        self._changed = threading.Condition()
+        self._cancelled = False
+
+    def put(self, item: T) -> T | None:
+        """Leave `item`; return the one that it replaced, or `item` itself when cancelled."""
+        with self._changed:
+            if self._cancelled:
+                return item
+            dropped = self._items.pop() if self._items else None
+            self._items.append(item)
+            self._changed.notify()
+        return dropped
+
+    def get(self, timeout_s: float | None = None) -> T | None:
+        """Take the item, waiting for one; None when none comes within `timeout_s` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._cancelled or self._items, timeout_s)
+            if self._cancelled:
+                raise CancelledError("cancelled")
+            return self._items.pop() if self._items else None
+
+    def cancel(self) -> T | None:
+        """End every `get`, now and later; return the item that still lay there."""
+        with self._changed:
+            self._cancelled = True
+            self._changed.notify_all()
+            return self._items.pop() if self._items else None
+
+
+class Crew:
+    """Threads without an order among them, for work that goes on until it is told to end.
+
+    `start` may be called by any thread. The owner tells the works to end (cancels what they
+    wait on) before `join`.
+    """
+
+    def __init__(self) -> None:
+        self._threads: list[threading.Thread] = []
+        self._changing = threading.Lock()
+        self.errors: list[BaseException] = []
+
+    def start(self, name: str, work: Callable[[], None], *, behind: bool = False) -> None:
+        """Run `work` on a daemon thread "vidmatte-NAME"; `behind`: at a lower priority (Linux).
+
+        What it raises is kept for `check`, but for CancelledError, which is how it ends.
+        """
+
+        def worker() -> None:
+            if behind:
+                _step_back()
+            try:
+                work()
+            except CancelledError:
+                pass
+            except BaseException as error:  # noqa: BLE001 - raised by check() on the owner's thread
+                self.errors.append(error)
+
+        thread = threading.Thread(target=worker, name=f"vidmatte-{name}", daemon=True)
+        with self._changing:
+            thread.start()
+            self._threads = [t for t in self._threads if t.is_alive()] + [thread]
+
+    def check(self) -> None:
+        """Raise the first error of a work, with its own traceback."""
+        if self.errors:
+            raise self.errors[0]
+
+    def join(self, grace_s: float = GRACE_S) -> list[str]:
+        """Wait up to `grace_s` seconds in all; return the names of those that hang."""
+        deadline = time.monotonic() + grace_s
+        for thread in list(self._threads):
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return [thread.name for thread in self._threads if thread.is_alive()]
 
 
 def _step_back() -> None:
