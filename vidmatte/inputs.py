@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vidmatte.errors import UsageError
 from vidmatte.sequences import is_sequence
+from vidmatte.sources import Source
 from vidmatte.sources.file import FileSource
 from vidmatte.sources.images import DEFAULT_RATE, ImageSequenceSource
 
@@ -28,7 +29,7 @@ def source_of(
     end_s: float | None = None,
     max_pixels: int | None = None,
     on_packet: Callable[[Packet], None] | None = None,
-) -> FileSource | ImageSequenceSource:
+) -> Source:
     """Choose the kind of source by its name; a file that is called like a pattern is a file.
 
     `rate` is the frames per second of numbered pictures and of nothing else. Raises UsageError.
@@ -54,9 +55,3 @@ def source_of(
         on_packet=on_packet,
     )
 
-
-def files_of(source: FileSource | ImageSequenceSource, name: str) -> list[str]:
-    """List the names of all files that a source reads."""
-    if isinstance(source, ImageSequenceSource):
-        return [str(path) for path in source.files]
-    return [name]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from vidmatte.backdrop import Backdrop
@@ -15,8 +16,15 @@ from vidmatte.compute.cpu._shared import load_cv2
 from vidmatte.compute.cpu.conform import Conformer
 from vidmatte.errors import CancelledError, InputError, OutputError
 from vidmatte.frames import Frame, Layout
-from vidmatte.inputs import files_of, source_of
-from vidmatte.matting import Inference, Matting, MattingChoice, NetworkKeeper, open_network
+from vidmatte.inputs import source_of
+from vidmatte.matting import (
+    Inference,
+    Matting,
+    MattingChoice,
+    Network,
+    NetworkKeeper,
+    open_network,
+)
 from vidmatte.outputs import Destination, destination_of, plan_for, refuse_same_file
 from vidmatte.pipeline import Outcome, Pipeline, Stop, supervise
 from vidmatte.renders import build_renders, working_layout
@@ -152,13 +160,15 @@ class FileRun:
             max_pixels=max_pixels,
             on_packet=self._side.put if self._side else None,
         )
-        refuse_same_file(list(outputs), [*files_of(self._source, source), *self._backdrop.files])
+        refuse_same_file(list(outputs), [*self._source.files, *self._backdrop.files])
         self._destinations = {n: destination_of(n, overwrite=overwrite) for n in outputs}
         self._outputs: list[_Output] = []
         self._matting: Matting | None = None
         self._layout: Layout
         self._last_s = 0.0
         self._is_complete = False
+        self._deciding = Lock()
+        self._is_open = self._is_given_up = False
         self.result = RunResult()
 
     def run(self, stop: Stop, on_progress: Callable[[Progress], None] | None = None) -> RunResult:
@@ -168,14 +178,13 @@ class FileRun:
         """
         resources = contextlib.ExitStack()
         try:
-            supervise(lambda: self._open(resources), stop)
+            supervise(lambda: self._open_or_tidy(resources), stop)
         except CancelledError:
+            self._give_up(resources)
             self.result.stopped_by = stop.reason
-            self._abandon()
             return self.result
         except BaseException:
-            self._abandon()
-            resources.close()
+            self._give_up(resources)
             raise
         pipeline = self._pipeline()
         try:
@@ -189,6 +198,29 @@ class FileRun:
                 resources.close()
         self._settle(outcome, stop)
         return self.result
+
+    def _open_or_tidy(self, resources: contextlib.ExitStack) -> None:
+        """Open everything, or leave nothing: after an error, or if the run was given up."""
+        try:
+            self._open(resources)
+            with self._deciding:
+                if self._is_given_up:
+                    raise CancelledError("stopped")
+                self._is_open = True
+        except BaseException:
+            self._abandon()
+            resources.close()
+            raise
+
+    def _give_up(self, resources: contextlib.ExitStack) -> None:
+        """Leave nothing of what is open, or of what a thread that hangs may still open."""
+        with self._deciding:
+            self._is_given_up = True
+        for destination in self._destinations.values():
+            destination.withdraw()
+        if self._is_open:
+            self._abandon()
+            resources.close()
 
     def _open(self, resources: contextlib.ExitStack) -> None:
         """Open source, background and sinks; on a worker thread, since opening may block."""
@@ -308,7 +340,14 @@ class FileRun:
         """Load the model, report what was chosen, and build the matting."""
         choice = self._matting_choice
         network = self._open_network(self._info, choice)
-        model = network.model
+        try:
+            return self._build_matting(layout, network)
+        except BaseException:
+            network.backend.close()  # or a keeper would take it for one in use
+            raise
+
+    def _build_matting(self, layout: Layout, network: Network) -> Matting:
+        choice, model = self._matting_choice, network.model
         self.result.device = network.backend.description
         self.result.model = model.name
         if model.origin == "file":

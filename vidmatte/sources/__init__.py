@@ -19,14 +19,32 @@ class Source(Protocol):
     skipped and counted in `damage`, one entry per cause. Used by one thread.
     """
 
+    info: VideoInfo
+    notes: list[str]
+
     @property
-    def info(self) -> VideoInfo:
-        """What is known before the first frame."""
+    def files(self) -> list[str]:
+        """The names that it reads; "-" is standard input."""
         ...
 
     @property
     def damage(self) -> list[str]:
-        """One line per cause of what was lost or repaired, with count and first time."""
+        """One line per cause of what was lost, with count and first time."""
+        ...
+
+    @property
+    def mended(self) -> list[str]:
+        """One line per kind of time stamp that had to be changed; nothing was lost by it."""
+        ...
+
+    @property
+    def has_companions(self) -> bool:
+        """Whether streams other than video, or tags, travel beside the picture."""
+        ...
+
+    @property
+    def video_metadata(self) -> dict[str, str]:
+        """The tags of the picture's stream."""
         ...
 
     def __enter__(self) -> Self: ...

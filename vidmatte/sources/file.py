@@ -86,6 +86,11 @@ class FileSource:
             self._descriptor = -1
 
     @property
+    def files(self) -> list[str]:
+        """The one name it reads."""
+        return [self._path]
+
+    @property
     def damage(self) -> list[str]:
         """One line per cause of what was lost or repaired."""
         return self._report.lines()
@@ -192,6 +197,8 @@ class FileSource:
                 raise InputError(f"{self._name}: no decoder knows its video format") from exc
             except av.error.EOFError:
                 continue
+            except BlockingIOError as exc:
+                raise InputError(f"{self._name}: its decoder cannot start its threads") from exc
             except (av.FFmpegError, ValueError):
                 self._report.undecodable(packet)
                 in_a_row += 1

@@ -62,9 +62,9 @@ class ImageSequenceSource:
         self.video_metadata: dict[str, str] = {}
 
     @property
-    def files(self) -> list[Path]:
+    def files(self) -> list[str]:
         """The picture files that the pattern stands for, in order."""
-        return [path for _, path in self._numbered]
+        return [str(path) for _, path in self._numbered]
 
     def __enter__(self) -> Self:
         if not self._numbered:
