@@ -323,36 +323,35 @@ def _plays(path: Path) -> bool:
 def refuse_same_file(outputs: list[str], inputs: list[str]) -> None:
     """Raise UsageError where an output is an input, a background, or another output.
 
-    Its part must not be one either, nor hold one: an earlier run's part would be moved aside. Nor
-    may a sequence of pictures hold one.
+    Its part must not be one either, nor hold an input: an earlier run's part would be moved
+    aside. Nor may a sequence of pictures hold one.
     """
     seen: dict[object, str] = {}
     for name in inputs:
         if (key := _identity(name, sys.stdin)) is not None:
             seen[key] = "standard input" if name == STDOUT else name
-    holds_input = {_identity(folder, None): folder for folder in map(os.path.dirname, inputs)}
+    folders = {_identity(f, None) for f in {str(Path(n).parent) for n in inputs if n != STDOUT}}
     for name in outputs:
-        keys = [_identity(name, sys.stdout)]
-        if name != STDOUT:
-            part = _part_of(Path(name))
-            if (folder := holds_input.get(part)) is not None:
-                raise UsageError(
-                    f"{name}: is collected in {folder}, which holds an input",
-                    hint="choose another output name",
-                )
-            keys.append(part)
-            keys += [_identity(str(p), None) for p in _held_by(Path(name))]
-        for key in keys:
-            if key is not None and key in seen:
-                other = seen[key]
-                shown = "the input" if other == name and name in inputs else other
-                raise UsageError(f"{name}: is also {shown}", hint="choose another output name")
-        seen |= dict.fromkeys((key for key in keys if key is not None), name)
+        claimed = _claimed_by(name)
+        for key, what in claimed.items():
+            if key in seen:
+                shown = "the input" if seen[key] == name and name in inputs else seen[key]
+                raise UsageError(f"{what}: is also {shown}", hint="choose another output name")
+            if key in folders:
+                raise UsageError(f"{what}: holds an input", hint="choose another output name")
+        seen |= claimed
 
 
-def _part_of(path: Path) -> object:
-    """Identify the part that is made for an output, a file or a folder."""
-    return _identity(str(part_folder(path) if is_sequence(path) else part_name(path)), None)
+def _claimed_by(name: str) -> dict[object, str]:
+    """Identify the files that an output may replace: itself, its part, its pictures."""
+    path = Path(name)
+    claimed = {_identity(name, sys.stdout): name}
+    if name != STDOUT:
+        part = part_folder(path) if is_sequence(path) else part_name(path)
+        claimed |= {_identity(str(picture), None): name for picture in _held_by(path)}
+        claimed[_identity(str(part), None)] = f"the part of {name}"
+    claimed.pop(None, None)
+    return claimed
 
 
 def _held_by(path: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from vidmatte.frames import RANGE_FULL, VideoInfo
 from vidmatte.sequences import numbered_files
 from vidmatte.sinks import SinkReport
 from vidmatte.sinks._shared import Turner, converter_for, os_reason, translated
-from vidmatte.sinks.part import rename
+from vidmatte.sinks.part import PartFolder, rename
 from vidmatte.sinks.plan import OutputPlan
 
 if TYPE_CHECKING:
@@ -67,9 +66,9 @@ class PictureSink:
 class SequenceSink:
     """Numbered pictures, from 1 up, in a part folder whose pictures are moved out at the end.
 
-    `pattern` is a file name with one %d or %0Nd. The pictures are written into
-    `NAME.part/` beside the target folder's files and moved there by `commit`. Without `replace`,
-    one that took a final name during the run is not overwritten.
+    `pattern` is a file name with one %d or %0Nd. The pictures are written into the part folder
+    `path`, `NAME.part/` beside the target folder's files, and moved there by `commit`. Without
+    `replace`, one that took a final name during the run is not overwritten.
     """
 
     def __init__(
@@ -77,23 +76,18 @@ class SequenceSink:
     ) -> None:
         self._pattern = pattern
         self._replace = replace
-        self.kept_aside: Path | None = None
-        self._folder = part_folder(pattern)
         self._encoder = PictureEncoder(plan, info)
         self._files: list[str] = []
         self.report = SinkReport()
-        try:
-            if os.path.lexists(self._folder):
-                self.kept_aside = _move_aside(self._folder)
-            self._folder.mkdir()
-        except OSError as exc:
-            raise OutputError(f"{pattern}: cannot be written: {os_reason(exc)}") from exc
+        self._folder = PartFolder(part_folder(pattern), pattern)
+        self.path = self._folder.path
+        self.kept_aside = self._folder.kept_aside
 
     def write(self, picture: av.VideoFrame) -> None:
         """Encode the next picture into its own file."""
         name = self._pattern.name % (len(self._files) + 1)
         with translated(str(self._pattern)):
-            (self._folder / name).write_bytes(self._encoder.encode(picture))
+            _write_whole(self.path / name, self._encoder.encode(picture))
         self._files.append(name)
 
     def close(self) -> None:
@@ -108,19 +102,18 @@ class SequenceSink:
         try:
             for name in self._files:
                 target = self._pattern.with_name(name)
-                rename(self._folder / name, target, replace=self._replace)
-            self._folder.rmdir()
+                rename(self.path / name, target, replace=self._replace)
         except OSError as exc:
             raise OutputError(f"{self._pattern}: {os_reason(exc)}") from exc
+        self._folder.remove()
 
-    def discard(self) -> None:
-        """Remove the part folder."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    @property
-    def path(self) -> Path:
-        """The part folder."""
-        return self._folder
+    def abandon(self) -> Path | None:
+        """Keep and return the part folder if it holds a picture, else remove it."""
+        if self._files:
+            self._folder.close()
+            return self.path
+        self._folder.discard()
+        return None
 
 
 def part_folder(pattern: Path) -> Path:
@@ -129,10 +122,14 @@ def part_folder(pattern: Path) -> Path:
     return pattern.with_name(f"{stem}.part")
 
 
-def _move_aside(folder: Path) -> Path:
-    for number in range(1, 1000):
-        aside = folder.with_name(f"{folder.stem}.stale{number}")
-        if not os.path.lexists(aside):
-            folder.rename(aside)
-            return aside
-    raise OutputError(f"{folder}: too many stale parts", hint="remove them")
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write a new file, or leave none: a picture that is cut would not be shown."""
+    file = path.open("xb", buffering=0)
+    try:
+        with file:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -62,32 +62,11 @@ class PartFile:
         try:
             descriptor = os.open(self.path, flags, 0o666)
         except FileExistsError:
-            self._move_stale_aside()
+            stale = f"{self.target.stem}.stale{{}}{self.target.suffix}"
+            self.kept_aside = _move_stale_aside(self.path, stale, self.target)
             descriptor = os.open(self.path, flags, 0o666)
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock_new(descriptor, self.path, self.target)
         return descriptor
-
-    def _move_stale_aside(self) -> None:
-        status = os.lstat(self.path)
-        if stat.S_ISREG(status.st_mode) and fcntl is not None:
-            probe = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
-            try:
-                fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as exc:
-                raise OutputError(
-                    f"{self.target}: another run is writing it ({self.path.name} is locked)",
-                    hint="wait for it, or choose another name",
-                ) from exc
-            finally:
-                os.close(probe)
-        for number in range(1, 1000):
-            aside = self.path.with_name(f"{self.target.stem}.stale{number}{self.target.suffix}")
-            if not os.path.lexists(aside):
-                os.rename(self.path, aside)
-                self.kept_aside = aside
-                return
-        raise OutputError(f"{self.path}: too many stale parts", hint="remove them")
 
     def flush(self) -> None:
         """Bring what was written to the disk; raise OutputError if it refuses."""
@@ -116,6 +95,111 @@ class PartFile:
         self.close()
         with contextlib.suppress(OSError):
             os.unlink(self.path)
+
+
+class PartFolder:
+    """A folder whose files get their final names only when all are whole; locked like a PartFile.
+
+    `target` is what messages name.
+    """
+
+    def __init__(self, path: Path, target: Path) -> None:
+        self.path = path
+        self.kept_aside: Path | None = None
+        self._descriptor = -1
+        try:
+            self._create(target)
+        except OSError as exc:
+            raise OutputError(f"{target}: cannot be written: {os_reason(exc)}") from exc
+
+    def _create(self, target: Path) -> None:
+        try:
+            self.path.mkdir()
+        except FileExistsError:
+            self.kept_aside = _move_stale_aside(self.path, f"{self.path.stem}.stale{{}}", target)
+            self.path.mkdir()
+        if fcntl is not None:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._descriptor = os.open(self.path, flags)
+            _lock_new(self._descriptor, self.path, target)
+
+    def close(self) -> None:
+        """Unlock the folder; raise nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def remove(self) -> None:
+        """Remove and unlock the emptied folder; what somebody else has put into it stays."""
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+        self.close()
+
+    def discard(self) -> None:
+        """Remove the folder with what is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.close()
+
+
+def _lock_new(descriptor: int, path: Path, target: Path) -> None:
+    """Lock the part just made, or close it and raise OutputError if another run took its name.
+
+    Between making and locking, another run may have taken it for a stale one: then that run
+    holds its lock, or has moved it, so that the name leads elsewhere.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(descriptor, path):
+            return
+    except BlockingIOError:
+        pass
+    os.close(descriptor)
+    raise _in_use(path, target)
+
+
+def _move_stale_aside(path: Path, name: str, target: Path) -> Path:
+    """Rename a part that no run has locked to `name` with the first free number.
+
+    It stays locked until it has its new name. A link is moved, never followed.
+    """
+    mode = os.lstat(path).st_mode
+    if fcntl is None or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        return _to_free_name(path, name)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_at(descriptor, path):
+            raise _in_use(path, target)
+        return _to_free_name(path, name)
+    except BlockingIOError as exc:
+        raise _in_use(path, target) from exc
+    finally:
+        os.close(descriptor)
+
+
+def _to_free_name(path: Path, name: str) -> Path:
+    for number in range(1, 1000):
+        aside = path.with_name(name.format(number))
+        if not os.path.lexists(aside):
+            os.rename(path, aside)
+            return aside
+    raise OutputError(f"{path}: too many stale parts", hint="remove them")
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _in_use(path: Path, target: Path) -> OutputError:
+    return OutputError(
+        f"{target}: another run is writing it ({path.name} is locked)",
+        hint="wait for it, or choose another name",
+    )
 
 
 def rename(part: Path, target: Path, *, replace: bool) -> None:
