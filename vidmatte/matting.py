@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vidmatte.frames import Samples
 
     Probability = NDArray[np.float32]
+    _Prepared = tuple[Frame, NDArray[np.uint8]]
 
 T = TypeVar("T")
 
@@ -169,17 +170,31 @@ class Matting:
     def infer(self, frames: Iterator[Frame]) -> Iterator[Inference]:
         """Yield each frame with the network's answer; the first half, for a thread of its own.
 
-        An error from `frames`, or at frame N while it is made ready, passes through after exactly
-        N answers; one of the network's takes its batch with it.
+        An error at frame N, of `frames`, while it is made ready or in the network, passes through
+        after exactly N answers.
         """
         for batch in _batches(self._prepared(frames), self._backend.batch):
-            probabilities = self._backend.infer(np.stack([image for _, image in batch]))
-            for (frame, image), probability in zip(batch, probabilities, strict=True):
-                if not np.isfinite(probability.sum()):
-                    raise BackendError(f"frame {frame.index}: the network returned NaN")
-                yield Inference(frame, image, probability.copy())
+            try:
+                answers = self._answer(batch)
+            except Exception:
+                if len(batch) > 1:  # which of them it was is known one by one
+                    for single in batch:
+                        yield from self._answer([single])
+                raise
+            yield from answers
 
-    def _prepared(self, frames: Iterator[Frame]) -> Iterator[tuple[Frame, NDArray[np.uint8]]]:
+    def _answer(self, batch: list[_Prepared]) -> Iterator[Inference]:
+        """Run the network over a batch at once; look at its answers as they are taken."""
+        probabilities = self._backend.infer(np.stack([image for _, image in batch]))
+        return self._checked(batch, probabilities)
+
+    def _checked(self, batch: list[_Prepared], answers: Probability) -> Iterator[Inference]:
+        for (frame, image), probability in zip(batch, answers, strict=True):
+            if not np.isfinite(probability.sum()):
+                raise BackendError(f"frame {frame.index}: the network returned NaN")
+            yield Inference(frame, image, probability.copy())
+
+    def _prepared(self, frames: Iterator[Frame]) -> Iterator[_Prepared]:
         """Yield each frame conformed, with its picture for the network."""
         for frame in frames:
             conformed = self.conformer.conform(frame)

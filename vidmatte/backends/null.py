@@ -60,9 +60,9 @@ class NullBackend:
     def infer(self, image_NHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the formula's mattes; see Backend.infer."""
         result = self._matte_NHW[: len(image_NHW3)]
-        for matte_HW in result:
-            self._formula(matte_HW, self._index)
-            self._index += 1
+        for index, matte_HW in enumerate(result, self._index):
+            self._formula(matte_HW, index)
+        self._index += len(result)
         return result
 
     def close(self) -> None:
