@@ -8,10 +8,8 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.numpy import load_file
+from weights_server import BODY, Server, serve
 
 from vidmatte.cli.models import models as models_command
 from vidmatte.errors import ModelError
@@ -31,66 +30,11 @@ from vidmatte.models.registry import resolve_model
 from vidmatte.models.table import Download, convolutions, models
 from vidmatte.models.weights import folded
 
-BODY = bytes(np.random.default_rng(0).integers(0, 256, 700_000, np.uint8))
-
-
-@dataclass
-class Behaviour:
-    """What the server does next, and what it was asked."""
-
-    body: bytes = BODY
-    cut_after: list[int] = field(default_factory=list)
-    content_type: str = "application/octet-stream"
-    ranges: bool = True
-    length: bool = True
-    asked: list[str | None] = field(default_factory=list)
-
-
-@dataclass
-class Server:
-    url: str
-    behaviour: Behaviour
-
-    def source(self, path: str = "weights.pth", body: bytes = BODY) -> Download:
-        return Download(self.url + path, hashlib.sha256(body).hexdigest(), "this test")
-
-
-def handler(behaviour: Behaviour) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked = self.headers.get("Range")
-            behaviour.asked.append(asked)
-            if self.path == "/missing":
-                self.send_error(404)
-                return
-            start = int(re.findall(r"\d+", asked)[0]) if asked and behaviour.ranges else 0
-            if start and start >= len(behaviour.body):
-                self.send_error(416)
-                return
-            rest = behaviour.body[start:]
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Type", behaviour.content_type)
-            if behaviour.length:
-                self.send_header("Content-Length", str(len(rest)))
-            self.end_headers()
-            cut = behaviour.cut_after.pop(0) if behaviour.cut_after else len(rest)
-            self.wfile.write(rest[:cut])
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Stay quiet."""
-
-    return Handler
-
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    behaviour = Behaviour()
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler(behaviour)) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
-        thread.start()
-        yield Server(f"http://127.0.0.1:{httpd.server_port}/", behaviour)
-        httpd.shutdown()
-        thread.join()
+    with serve() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -165,11 +165,15 @@ class Curve:
 
 
 class Download(NamedTuple):
-    """A public file whose URL and SHA-256 are both published; `cited` says where we read them."""
+    """A public file whose URL and SHA-256 are both published; `cited` says where we read them.
+
+    `hosts` are the domains, apart from the URL's own host, that redirects may lead to.
+    """
 
     url: str
     sha256: str
     cited: str
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,11 +240,13 @@ _U2NET_PTH = Download(
     "10025a17f49cd3208afc342b589890e402ee63123d6f2d289a4a0903695cce58",
     "URL: carvekit (OPHoperHPO/image-background-remove-tool), carvekit/utils/download_models.py; "
     "SHA-256 of the official u2net.pth: linxiaohui/image-service, U-2-Net/README.md",
+    ("huggingface.co", "hf.co"),
 )
 _U2NETP_PTH = Download(
     "https://drive.google.com/uc?export=download&id=1rbSTGKAE-MTxBYHd-51l2hMOQPT_7EPy",
     "e7567cde013fb64813973ce6e1ecc25a80c05c3ca7adbc5a54f3c3d90991b854",
     "link and SHA-256 of the official u2netp.pth: linxiaohui/image-service, U-2-Net/README.md",
+    ("google.com", "googleusercontent.com"),
 )
 # Chosen with u2netp on generated and real clips (benchmarks/NOTES.md, Matte quality): from .05-.95
 # it takes MAD 6.78 to 5.46 and exact ones inside 96.3 to 99.5 %. u2net itself was not measured.
