@@ -270,14 +270,33 @@ def _precision(wanted: Precision, *, fast_bf16: bool) -> Precision:
     return wanted
 
 
+@contextmanager
+def _translated(model: str) -> Iterator[None]:
+    """Turn OpenVINO's errors, which tell of its source files, into one line of ours.
+
+    Raises MemoryError where memory ran out: no other backend would fare better.
+    """
+    try:
+        yield
+    except RuntimeError as exc:
+        lines = str(exc).strip().splitlines() or ["no reason given"]
+        if "alloc" in lines[-1] or "failed to map segment" in str(exc):
+            raise MemoryError(lines[-1]) from exc
+        raise BackendError(
+            f"OpenVINO cannot run {model}: {lines[-1]}", hint="choose --backend torch"
+        ) from exc
+
+
 class OpenVinoBackend:
     """A compiled OpenVINO model with one infer request; see Backend."""
 
     def __init__(self, request: Request) -> None:
         ov = import_openvino()
-        core = ov.Core()
-        # OpenVINO says so where the CPU multiplies bf16 in hardware (AVX-512 BF16 or AMX).
-        fast_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self._model = request.model.name
+        with _translated(self._model):
+            core = ov.Core()
+            # OpenVINO says so where the CPU multiplies bf16 in hardware (AVX-512 BF16 or AMX).
+            fast_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         precision = _precision(request.precision, fast_bf16=fast_bf16)
         self.name = "openvino"
         self.input_size = request.size
@@ -293,7 +312,8 @@ class OpenVinoBackend:
         }
         self._tensor = ov.Tensor
         graph = build_graph(request, precision)
-        self._request: Any = core.compile_model(graph, "CPU", options).create_infer_request()
+        with _translated(self._model):
+            self._request: Any = core.compile_model(graph, "CPU", options).create_infer_request()
         self._padded: NDArray[np.uint8] | None = None
 
     def infer(self, image_NHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -303,7 +323,8 @@ class OpenVinoBackend:
             image_NHW3 = self._pad(image_NHW3)
         assert image_NHW3.flags.c_contiguous, "OpenVINO reads the buffer as it lies"
         self._request.set_input_tensor(self._tensor(image_NHW3, shared_memory=True))
-        self._request.infer()
+        with _translated(self._model):
+            self._request.infer()
         result: NDArray[np.float32] = self._request.get_output_tensor(0).data
         return result[:count]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -51,6 +52,7 @@ def main() -> NoReturn:
     """Run the program; turn every failure into one line and an exit code."""
     _hold_standard_descriptors()
     _escape_what_cannot_be_shown()
+    _keep_blas_to_one_thread()
     try:
         code = program(standalone_mode=False)
     except click.exceptions.Exit as exc:
@@ -63,20 +65,38 @@ def main() -> NoReturn:
     except click.Abort:
         code = EXIT_INTERRUPTED
     except VidmatteError as exc:
-        code = _fail(str(exc), exc.hint, exc.exit_code, notes_of(exc))
+        _, hint = _shortage(exc) or ("", exc.hint)
+        code = _fail(str(exc), hint, exc.exit_code, notes_of(exc))
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-    except MemoryError:
-        code = _fail("out of memory", "use a smaller --max-size or fewer outputs", EXIT_ERROR)
     except BrokenPipeError:
         code = EXIT_ERROR
-    except Exception as exc:  # our bug: one line for the user, the rest on request
+    except Exception as exc:  # a shortage, or our bug: one line for the user, the rest on request
         if os.environ.get("VIDMATTE_DEBUG"):
             raise
-        what = f"internal error: {type(exc).__name__}: {exc}"
-        code = _fail(what, "set VIDMATTE_DEBUG=1 for the traceback and report it", EXIT_ERROR,
-                     notes_of(exc))  # fmt: skip
+        what, hint = _shortage(exc) or (
+            f"internal error: {type(exc).__name__}: {exc}",
+            "set VIDMATTE_DEBUG=1 for the traceback and report it",
+        )
+        code = _fail(what, hint, EXIT_ERROR, notes_of(exc))
     _leave(code if isinstance(code, int) else 0)
+
+
+def _shortage(error: BaseException | None) -> tuple[str, str] | None:
+    """Say which resource ran out and what helps, if that is the cause; any line may meet it."""
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        unloadable = isinstance(error, ImportError) and (
+            "failed to map segment" in str(error) or "allocate memory" in str(error)
+        )
+        if isinstance(error, MemoryError) or number == errno.ENOMEM or unloadable:
+            return "out of memory", "free some memory, or use smaller pictures or fewer outputs"
+        if number in (errno.EMFILE, errno.ENFILE):
+            return "too many files are open", "raise the limit: ulimit -n 1024"
+        if number == errno.EAGAIN or "can't start new thread" in str(error):
+            return "no more threads can be started", "free some memory, end other programs, or raise ulimit -u"
+        error = error.__cause__
+    return None
 
 
 def notes_of(error: BaseException) -> list[str]:
@@ -109,6 +129,15 @@ def _escape_what_cannot_be_shown() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _keep_blas_to_one_thread() -> None:
+    """Spare the threads of OpenBLAS: products here are small.
+
+    The copy in OpenCV's wheel (0.3.15) crashes where memory for its threads is short, and numpy's
+    interrupts the process where they cannot be started.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _leave(code: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -102,6 +103,8 @@ def open_container(descriptor: int, name: str) -> InputContainer:
 
 
 def _unopenable(descriptor: int, name: str, exc: Exception) -> tuple[str]:
+    if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):
+        return (f"{name}: cannot be opened: {_why(exc)}",)
     try:
         if os.fstat(descriptor).st_size == 0 and stat.S_ISREG(os.fstat(descriptor).st_mode):
             return (f"{name}: is empty",)
