@@ -1,0 +1,1 @@
+"""Live: a camera in, a virtual camera out, with the background gone and never by accident."""
