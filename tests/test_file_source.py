@@ -8,7 +8,7 @@ from pathlib import Path
 
 import av
 import pytest
-from conftest import decode, digest, leftovers, make_clip, run_file
+from conftest import decode, digest, leftovers, make_clip, run_file, times_of
 
 from vidmatte.errors import InputError
 from vidmatte.frames import Frame
@@ -239,3 +239,42 @@ def test_a_cut_between_two_pictures_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no picture is left between --start and --end"):
         run_file(source, tmp_path / "o.mp4", cut=Cut(start_s=0.11, end_s=0.115))
     assert leftovers(tmp_path, "s.mp4") == []
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("name", "codec"), [("s.mkv", "libx264"), ("s.webm", "libvpx-vp9"), ("s.avi", "mpeg4")]
+)
+@pytest.mark.parametrize("share", [0.8, 0.995])  # of the bytes: pictures lost; the index only
+def test_a_file_shorter_than_its_own_header_says_ends_early(
+    name: str, codec: str, share: float, tmp_path: Path
+) -> None:
+    source = make_clip(tmp_path / name, 50, codec=codec)
+    whole = source.stat().st_size
+    assert run_file(source, tmp_path / "whole.mkv").warnings == []
+    left = int(whole * share)
+    os.truncate(source, left)
+    result = run_file(source, tmp_path / "o.mkv")
+    assert (0 < result.frames < 50) or share > 0.9
+    last_s = times_of(tmp_path / "o.mkv")[-1]
+    (warning,) = (w for w in result.warnings if "ends early" in w)
+    assert f"{whole - left} of {whole} bytes are missing, after" in warning
+    assert float(warning.split("after ")[1].split()[0]) == pytest.approx(last_s, abs=0.15)
+    with pytest.raises(InputError, match="ends early"):
+        run_file(source, tmp_path / "strict.mkv", strict=True)
+
+
+def test_a_recording_without_a_length_is_not_taken_for_a_cut_one(tmp_path: Path) -> None:
+    """What an unfinished or streamed Matroska or AVI states is "unknown"."""
+    source = make_clip(tmp_path / "s.mkv", 10)
+    data = bytearray(source.read_bytes())
+    size_at = data.index(bytes.fromhex("18538067")) + 4
+    assert data[size_at] == 1  # eight bytes of size
+    data[size_at : size_at + 8] = bytes.fromhex("01ffffffffffffff")
+    source.write_bytes(data)
+    assert run_file(source, tmp_path / "o.mkv").warnings == []
+    avi = make_clip(tmp_path / "s.avi", 10, codec="mpeg4")
+    data = bytearray(avi.read_bytes())
+    data[4:8] = b"\xff\xff\xff\xff"
+    avi.write_bytes(data)
+    assert run_file(avi, tmp_path / "p.mkv").warnings == []

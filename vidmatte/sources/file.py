@@ -15,6 +15,7 @@ from vidmatte.errors import InputError
 from vidmatte.frames import Frame, VideoInfo
 from vidmatte.sources import _shared
 from vidmatte.sources._describe import describe
+from vidmatte.sources._extent import promised_bytes
 
 if TYPE_CHECKING:
     import av
@@ -222,6 +223,9 @@ class FileSource:
                 packet = next(packets)
             except StopIteration:
                 break
+            except IndexError:  # PyAV 18, behind the last packet, at streams it did not know
+                self._report.late_stream = True
+                break
             except (av.FFmpegError, OSError) as exc:
                 errors += 1
                 self._report.unreadable()
@@ -320,10 +324,12 @@ class DamageReport:
         self._packets = 0
         self._read = 0
         self._missing = 0
+        self._cut: tuple[int, int] | None = None
         self._read_errors = 0
         self._end_s: float | None = None
         self._jumps = 0
         self._encrypted = False
+        self.late_stream = False
 
     def saw(self, packet: Packet) -> None:
         """Count a packet of the picture."""
@@ -336,12 +342,17 @@ class DamageReport:
     def undecodable(self, packet: Packet) -> None:
         """Count a packet that gave no picture."""
         self.damaged = True
-        self._lost.append(_time_of(packet))
+        self._lost.append(self._time_near(packet))
 
     def corrupt(self, picture: av.VideoFrame) -> None:
         """Count a picture that the decoder patched up."""
         self.damaged = True
-        self._damaged.append(picture.time)
+        self._damaged.append(self._time_near(picture))
+
+    def _time_near(self, item: Packet | av.VideoFrame) -> float | None:
+        """Return its time, or where it has none, as at the end of a stream, that of the last."""
+        time_s = _time_of(item)
+        return self._end_s if time_s is None else time_s
 
     def unreadable(self) -> None:
         """Count a failed read."""
@@ -353,6 +364,9 @@ class DamageReport:
         size = os.fstat(descriptor).st_size
         if stream.frames > self._read and size:
             self._missing = sum(e.pos + e.size > size for e in stream.index_entries)
+        promised = promised_bytes(descriptor)
+        if promised is not None and promised > size > 0:
+            self._cut = promised - size, promised
 
     def why_nothing(self) -> str:
         """Say why no picture came out at all."""
@@ -365,7 +379,13 @@ class DamageReport:
     def lines(self) -> list[str]:
         """One line per cause, with count and first time."""
         causes = []
-        if self._missing:
+        if self._cut is not None:
+            missing, promised = self._cut
+            causes.append(
+                f"the file ends early: {missing} of {promised} bytes are missing"
+                f"{_at([self._end_s], 'after')}"
+            )
+        elif self._missing:
             causes.append(
                 f"the file ends early: {_pictures(self._missing)} missing"
                 f"{_at([self._end_s], 'after')}"
@@ -378,6 +398,8 @@ class DamageReport:
             causes.append(f"{count} decoded with damage{_at(self._damaged)}")
         if self._read_errors:
             causes.append(f"{self._read_errors} read errors{_at([self._end_s], 'after')}")
+        if self.late_stream:
+            causes.append("a stream that begins late in the file is left out")
         return causes
 
     def mended(self) -> list[str]:
@@ -394,9 +416,9 @@ class DamageReport:
         return causes
 
 
-def _time_of(packet: Packet) -> float | None:
-    stamp = packet.pts if packet.pts is not None else packet.dts
-    return None if stamp is None or packet.time_base is None else float(stamp * packet.time_base)
+def _time_of(item: Packet | av.VideoFrame) -> float | None:
+    stamp = item.pts if item.pts is not None else item.dts
+    return None if stamp is None or item.time_base is None else float(stamp * item.time_base)
 
 
 def _pictures(count: int) -> str:
