@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 from conftest import fill_picture
+from numpy.typing import NDArray
 
-from vidmatte.backends import open_backend
-from vidmatte.errors import InputError
+from vidmatte.backends import null, open_backend
+from vidmatte.errors import BackendError, InputError
 from vidmatte.frames import Frame, VideoInfo, layout_of
 from vidmatte.matting import Matting, Network
 from vidmatte.models.registry import resolve_model
@@ -60,3 +62,36 @@ def test_batches_change_no_matte(batch: int) -> None:
     single = [matte.alpha for matte in matting_of(1).process(frames_of(7))]
     batched = [matte.alpha for matte in matting_of(batch).process(frames_of(7))]
     np.testing.assert_array_equal(single, batched)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("good", [0, 3, 4, 5])
+def test_a_frame_that_the_network_fails_at_lets_those_before_it_through(
+    batch: int, good: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_at(matte_HW: NDArray[np.float32], index: int) -> None:
+        if index == good:
+            raise BackendError("the network broke")
+        matte_HW[:] = 1
+
+    monkeypatch.setitem(null.FORMULAS, "disc", fail_at)
+    seen: list[int] = []
+    with pytest.raises(BackendError, match="the network broke"):
+        seen.extend(matte.frame.index for matte in matting_of(batch).process(frames_of(6)))
+    assert seen == list(range(good))
+
+
+def test_an_error_of_a_batch_alone_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its frames pass one by one, the error behind them."""
+    infer = null.NullBackend.infer
+
+    def fail_batches(self: null.NullBackend, image_NHW3: NDArray[np.uint8]) -> Any:
+        if len(image_NHW3) > 1:
+            raise BackendError("out of its memory")
+        return infer(self, image_NHW3)
+
+    monkeypatch.setattr(null.NullBackend, "infer", fail_batches)
+    seen: list[int] = []
+    with pytest.raises(BackendError, match="out of its memory"):
+        seen.extend(matte.frame.index for matte in matting_of(4).process(frames_of(6)))
+    assert seen == [0, 1, 2, 3]
