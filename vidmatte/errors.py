@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import unicodedata
 
 
@@ -17,6 +18,14 @@ def printable(text: object) -> str:
         else c
         for c in str(text)
     )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, be it while a library was loaded."""
+    if isinstance(error, ImportError):
+        return "failed to map segment" in str(error) or "allocate memory" in str(error)
+    number = error.errno if isinstance(error, OSError) else None
+    return isinstance(error, MemoryError) or number == errno.ENOMEM
 
 
 class VidmatteError(Exception):
@@ -44,6 +53,14 @@ class InputError(VidmatteError):
 
 class OutputError(VidmatteError):
     """The output cannot be written, or exists, or its disk is full."""
+
+
+class CameraLostError(InputError):
+    """The camera is absent, busy or gone, and may come back."""
+
+
+class VirtualCameraLostError(OutputError):
+    """The virtual camera is absent, busy or gone, and may come back."""
 
 
 class ModelError(VidmatteError):
