@@ -168,7 +168,7 @@ class Carrier:
 
         def forward(packet: Packet) -> None:
             for bare in unframe(packet):
-                if self._in_order(bare, step):
+                if self._in_order(stream, bare, step):
                     bare.stream = output
                     self._container.mux(bare)
 
@@ -176,17 +176,18 @@ class Carrier:
         self._report.copied += 1
         return True
 
-    def _in_order(self, packet: Packet, step: int) -> bool:
+    def _in_order(self, stream: Stream, packet: Packet, step: int) -> bool:
         """Whether the decode time is `step` ticks on at least: a muxer gives up at one that is not.
 
-        Sound has to move on (1); several lines of text may begin at once (0).
+        Sound has to move on (1); several lines of text may begin at once (0). `stream` is where
+        the packet came from: what a filter has changed no longer knows.
         """
         assert packet.dts is not None
-        last = self._last_dts.get(packet.stream_index)
+        last = self._last_dts.get(stream.index)
         if last is not None and packet.dts < last + step:
-            self._dropped[_name_of(packet.stream)] += 1
+            self._dropped[_name_of(stream)] += 1
             return False
-        self._last_dts[packet.stream_index] = packet.dts
+        self._last_dts[stream.index] = packet.dts
         return True
 
     def carry(self, time_s: float | None) -> None:

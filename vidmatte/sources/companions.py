@@ -78,7 +78,7 @@ class Companions:
         while errors < 100:
             try:
                 packet = next(packets)
-            except StopIteration:
+            except (StopIteration, IndexError):  # the latter as in FileSource
                 return
             except (av.FFmpegError, OSError):
                 errors += 1
