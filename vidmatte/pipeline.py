@@ -411,6 +411,8 @@ def supervise(work: Callable[[], T], stop: Stop) -> T:
     Returns its result or raises its error. Raises CancelledError when asked to stop, and then
     leaves the thread to itself if it does not end within the grace time (it hangs in C code).
     """
+    if stop.requested:
+        raise CancelledError("stopped")
     result: list[T] = []
     error: list[BaseException] = []
 

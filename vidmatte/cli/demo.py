@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from vidmatte.cli.console import Console
     from vidmatte.sinks.plan import Content
+    from vidmatte.sources.synthetic import SyntheticClip
 
     Picture = NDArray[np.uint8]
 
@@ -70,17 +71,26 @@ def demo(
 
 
 def _make_inputs(source: Path, background: Path, height: int, frames: int) -> None:
-    from vidmatte.sources.synthetic import SyntheticClip, write_clip
+    from vidmatte.sources.synthetic import SyntheticClip
 
     width = round(height * 16 / 9 / 2) * 2
     try:
         _write_png(background, dusk(width, height))
         clip = SyntheticClip(width=width, height=height, frame_count=frames, seed=SEED)
-        part = source.with_name(f"{source.stem}.part{source.suffix}")
-        write_clip(part, clip, sound=True)
-        part.replace(source)
+        _write_whole(source, clip)
     except OSError as exc:
         raise _refused(source, exc) from exc
+
+
+def _write_whole(path: Path, clip: SyntheticClip) -> None:
+    from vidmatte.sources.synthetic import write_clip
+
+    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    try:
+        write_clip(part, clip, sound=True)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _matte(

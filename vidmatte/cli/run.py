@@ -185,13 +185,14 @@ def run(
     Example: vidmatte run input.mp4 output.mp4 --background beach.jpg
     """
     from vidmatte.cli.console import Console, watch_signals
-    from vidmatte.matting import MattingChoice, NetworkKeeper
-    from vidmatte.outputs import contents_of
     from vidmatte.pipeline import Stop
-    from vidmatte.runner import EncodingChoice, FileRun
 
     stop = Stop()
-    watch_signals(stop)
+    watch_signals(stop)  # before the imports that take time
+    from vidmatte.matting import MattingChoice, NetworkKeeper
+    from vidmatte.outputs import contents_of
+    from vidmatte.runner import EncodingChoice, FileRun
+
     console = Console(quiet=quiet or as_json, as_json=as_json)
     cut = _cut(start, end, frame)
     matting = MattingChoice(

@@ -104,8 +104,10 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as exc:
+    except BaseException as exc:
         part.unlink(missing_ok=True)
+        if not isinstance(exc, OSError):
+            raise
         raise ModelError(
             f"cannot write {path}: {exc.strerror}", hint="free some space on that disk"
         ) from exc
