@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vidmatte.backends import Precision, Request
-from vidmatte.errors import BackendError
+from vidmatte.errors import BackendError, is_out_of_memory
 from vidmatte.models.table import DECODER, ENCODER, Convolution, Network, Stage, convolutions
 from vidmatte.models.weights import constant_channels
 
@@ -48,6 +48,8 @@ def import_openvino() -> Any:
         with _without_converter():
             import openvino
     except ImportError as exc:
+        if is_out_of_memory(exc):
+            raise MemoryError("no memory to load OpenVINO") from exc
         raise BackendError(
             f"OpenVINO cannot be imported: {exc}",
             hint="pip install openvino, or choose --backend torch",

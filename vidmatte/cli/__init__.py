@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import click
 
-from vidmatte.errors import VidmatteError, printable
+from vidmatte.errors import VidmatteError, is_out_of_memory, printable
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 COMMANDS = {
@@ -65,8 +65,8 @@ def main() -> NoReturn:
     except click.Abort:
         code = EXIT_INTERRUPTED
     except VidmatteError as exc:
-        _, hint = _shortage(exc) or ("", exc.hint)
-        code = _fail(str(exc), hint, exc.exit_code, notes_of(exc))
+        _, hint = _shortage(exc.__cause__) or ("", None)
+        code = _fail(str(exc), exc.hint or hint, exc.exit_code, notes_of(exc))
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -86,15 +86,14 @@ def _shortage(error: BaseException | None) -> tuple[str, str] | None:
     """Say which resource ran out and what helps, if that is the cause; any line may meet it."""
     while error is not None:
         number = error.errno if isinstance(error, OSError) else None
-        unloadable = isinstance(error, ImportError) and (
-            "failed to map segment" in str(error) or "allocate memory" in str(error)
-        )
-        if isinstance(error, MemoryError) or number == errno.ENOMEM or unloadable:
+        if is_out_of_memory(error):
             return "out of memory", "free some memory, or use smaller pictures or fewer outputs"
         if number in (errno.EMFILE, errno.ENFILE):
             return "too many files are open", "raise the limit: ulimit -n 1024"
         if number == errno.EAGAIN or "can't start new thread" in str(error):
-            return "no more threads can be started", "free some memory, end other programs, or raise ulimit -u"
+            return "no more threads can be started", "end other programs, or raise ulimit -u or -v"
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # of files: OutputError says so
+            return "standard output: the disk is full", "free some space there"
         error = error.__cause__
     return None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
+from math import floor
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from vidmatte.sinks import SinkReport
@@ -34,6 +36,7 @@ OPUS_RATES = (48000, 24000, 16000, 12000, 8000)
 # MPEG-TS does not tell PyAV what it holds beyond its defaults (ETSI TS 101 154, ATSC A/53).
 HELD_BY_MPEGTS = frozenset({"aac", "ac3", "dts", "dvb_subtitle", "dvb_teletext", "eac3", "mp2",
                             "mp3"})  # fmt: skip
+MATROSKA = ("matroska", "webm")
 # Text subtitles, by the name of the codec that each container holds.
 SUBTITLES = {"mp4": ("mov_text",), "mov": ("mov_text",), "webm": ("webvtt",)}
 OWN_TAGS = frozenset({"encoder", "duration", "major_brand", "minor_version", "compatible_brands",
@@ -79,7 +82,7 @@ class Carrier:
         self._companions = companions
         self._routes: dict[int, Callable[[Packet], None]] = {}
         self._encoders: list[_Transcoder] = []
-        self._last_dts: dict[int, int] = {}
+        self._last_dts_s: dict[int, Fraction] = {}
         self._report = report
         self._dropped: Counter[str] = Counter()
         for stream in companions.streams:
@@ -168,7 +171,7 @@ class Carrier:
 
         def forward(packet: Packet) -> None:
             for bare in unframe(packet):
-                if self._in_order(stream, bare, step):
+                if self._in_order(stream, bare, step, output.time_base):
                     bare.stream = output
                     self._container.mux(bare)
 
@@ -176,18 +179,24 @@ class Carrier:
         self._report.copied += 1
         return True
 
-    def _in_order(self, stream: Stream, packet: Packet, step: int) -> bool:
+    def _in_order(self, stream: Stream, packet: Packet, step: int, base: Fraction | None) -> bool:
         """Whether the decode time is `step` ticks on at least: a muxer gives up at one that is not.
 
         Sound has to move on (1); several lines of text may begin at once (0). `stream` is where
-        the packet came from: what a filter has changed no longer knows.
+        the packet came from: what a filter has changed no longer knows. `base` is the muxer's:
+        time stamps that are finer may become equal in it, which only Matroska takes.
         """
         assert packet.dts is not None
-        last = self._last_dts.get(stream.index)
-        if last is not None and packet.dts < last + step:
+        assert packet.time_base is not None
+        unit = packet.time_base
+        if base is not None and self._container.format.name not in MATROSKA:
+            unit = max(unit, base)
+        time_s = packet.dts * packet.time_base
+        last_s = self._last_dts_s.get(stream.index)
+        if last_s is not None and _ticks(time_s, unit) < _ticks(last_s, unit) + step:
             self._dropped[_name_of(stream)] += 1
             return False
-        self._last_dts[stream.index] = packet.dts
+        self._last_dts_s[stream.index] = time_s
         return True
 
     def carry(self, time_s: float | None) -> None:
@@ -205,6 +214,10 @@ class Carrier:
                 self._dropped[transcoder.name] += transcoder.damaged
         for name, count in self._dropped.items():
             self._report.losses.append(f"{name}: {count} damaged packets are left out")
+
+
+def _ticks(time_s: Fraction, unit: Fraction) -> int:
+    return floor(time_s / unit + Fraction(1, 2))  # as FFmpeg rounds
 
 
 def _missing_config(stream: Stream) -> bytes | None:

@@ -98,7 +98,9 @@ def open_container(descriptor: int, name: str) -> InputContainer:
     }
     try:
         return av.open("fd:", options=options, metadata_errors="replace")
-    except (av.FFmpegError, OSError, ValueError, MemoryError) as exc:
+    except MemoryError as exc:  # the file asks for absurdly much
+        raise InputError(*_unopenable(descriptor, name, exc)) from None
+    except (av.FFmpegError, OSError, ValueError) as exc:
         raise InputError(*_unopenable(descriptor, name, exc)) from exc
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vidmatte.errors import VidmatteError
+from vidmatte.errors import VidmatteError, is_out_of_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +28,8 @@ def load_cv2() -> ModuleType:
     try:
         import cv2
     except ImportError as exc:
+        if is_out_of_memory(exc):
+            raise MemoryError("no memory to load OpenCV") from exc
         raise VidmatteError(
             f"OpenCV cannot be loaded: {exc}",
             hint="pip install --force-reinstall opencv-python-headless",
