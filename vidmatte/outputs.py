@@ -335,7 +335,9 @@ def refuse_same_file(outputs: list[str], inputs: list[str]) -> None:
         claimed = _claimed_by(name)
         for key, what in claimed.items():
             if key in seen:
-                shown = "the input" if seen[key] == name and name in inputs else seen[key]
+                shown = seen[key]
+                if shown == name and name in inputs:
+                    shown = "the input" if name == inputs[0] else "read by this run"
                 raise UsageError(f"{what}: is also {shown}", hint="choose another output name")
             if key in folders:
                 raise UsageError(f"{what}: holds an input", hint="choose another output name")
