@@ -373,5 +373,9 @@ def _identity(name: str, stream: TextIO | None) -> object:
         else:
             status = os.stat(name)
         return status.st_dev, status.st_ino
-    except (OSError, ValueError):
+    except OSError:
         return None if name == STDOUT else os.path.realpath(name)
+    except ValueError as exc:  # a closed stream, or a null in a name
+        if name == STDOUT:
+            return None
+        raise UsageError(f"{name}: is not a usable file name", hint="choose another") from exc
