@@ -189,6 +189,9 @@ class FileSink:
         if picture.time_base != base:
             picture.pts = round(time_s / base)
             picture.time_base = base
+        if self._last_pts is None and picture.pts < 0 and self._plan.container in ("mp4", "mov"):
+            # Their edit list would hide what lies before 0. All streams move alike.
+            self._container.options["avoid_negative_ts"] = "make_non_negative"
         if self._last_pts is not None and picture.pts <= self._last_pts:
             picture.pts = self._last_pts + 1
         self._last_pts = picture.pts
