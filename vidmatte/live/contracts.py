@@ -97,7 +97,9 @@ class LiveResult:
 class Camera(Protocol):
     """A camera that is open. Used by one thread."""
 
-    info: VideoInfo
+    @property
+    def info(self) -> VideoInfo:
+        """What is known of the pictures from the first one."""
 
     def read(self) -> Frame:
         """Return the next picture, stamped with its capture time; raises CameraLostError."""
@@ -178,6 +180,9 @@ class Recorder(Protocol):
 
         The picture is shared: nobody writes into it or stamps it.
         """
+
+    def events(self) -> list[str]:
+        """Return what happened since the last call."""
 
     def close(self) -> None:
         """Finish the file; raises OutputError."""

@@ -1,0 +1,203 @@
+"""When pictures leave: the camera's rhythm, found again from its jitter; pure, no clock is read.
+
+All times are seconds of one clock and come as arguments.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from statistics import median
+
+RELOCK_INTERVALS = 9  # intervals whose median tells that the camera's rate has changed
+RELOCK_SHARE = 0.1  # of the period: beyond it the median is believed, below it the loop
+PHASE_GAIN, PERIOD_GAIN = 0.1, 0.004  # of the error per picture; damped, settles in a second
+LATENESS_PICTURES = 60  # that the delay is chosen from
+LATENESS_SHARE = 0.92  # of them are ready before their tick
+MARGIN_S = 0.001  # between the latest of those and the tick
+SLEW_SHARE = 0.01  # of a period that one tick may move: not seen, and 50 ticks turn a half
+MAX_PERIOD_S = 1.0
+MIN_PERIOD_S = 1 / 240
+SLEEP_S = 1.0  # a jump of the wall clock against ours that means the machine was suspended
+
+
+class CameraClock:
+    """The camera's period and phase from capture times: a second-order phase-locked loop.
+
+    Pictures that never came only leave a gap. A lasting change of rate is noticed within
+    RELOCK_INTERVALS pictures.
+    """
+
+    def __init__(self, period_s: float) -> None:
+        self.period_s = period_s
+        self.phase_s: float | None = None  # where the newest picture ought to have been
+        self._last_s: float | None = None
+        self._intervals: deque[float] = deque(maxlen=RELOCK_INTERVALS)
+
+    def observe(self, capture_s: float) -> None:
+        """Learn from a picture; times that do not advance are passed over."""
+        if self._last_s is not None:
+            if capture_s <= self._last_s:
+                return
+            self._intervals.append(capture_s - self._last_s)
+        self._last_s = capture_s
+        if self.phase_s is None or self._has_changed() or capture_s - self.phase_s > SLEEP_S:
+            self.phase_s = capture_s
+            return
+        steps = max(1, round((capture_s - self.phase_s) / self.period_s))
+        expected_s = self.phase_s + steps * self.period_s
+        error_s = capture_s - expected_s
+        self.phase_s = expected_s + PHASE_GAIN * error_s
+        self.period_s = _bounded(self.period_s + PERIOD_GAIN * error_s / steps)
+
+    def _has_changed(self) -> bool:
+        """Take over the median interval where it contradicts the period."""
+        if len(self._intervals) < RELOCK_INTERVALS:
+            return False
+        middle_s = _bounded(median(self._intervals))
+        if abs(middle_s - self.period_s) <= RELOCK_SHARE * self.period_s:
+            return False
+        self.period_s = middle_s
+        self._intervals.clear()
+        return True
+
+    def lateness(self, capture_s: float, ready_s: float) -> float:
+        """Return how long after its place in the rhythm a picture was ready, in seconds."""
+        if self.phase_s is None:
+            return ready_s - capture_s
+        steps = round((capture_s - self.phase_s) / self.period_s)
+        return ready_s - (self.phase_s + steps * self.period_s)
+
+
+def _bounded(period_s: float) -> float:
+    return min(max(period_s, MIN_PERIOD_S), MAX_PERIOD_S)
+
+
+class Pacer:
+    """Ticks in the camera's rhythm, each just after the time at which a picture tends to be ready.
+
+    A tick follows the last by a period, moved by at most SLEW_SHARE of it towards its place. Any
+    thread may call.
+    """
+
+    def __init__(self, period_s: float) -> None:
+        self._clock = CameraClock(_bounded(period_s))
+        self._lateness: deque[float] = deque(maxlen=LATENESS_PICTURES)
+        self._tick_s: float | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def period_s(self) -> float:
+        """Seconds between ticks."""
+        return self._clock.period_s
+
+    def captured(self, capture_s: float) -> None:
+        """Hear of a picture that will be worked on."""
+        with self._lock:
+            self._clock.observe(capture_s)
+
+    def ready(self, capture_s: float, ready_s: float) -> None:
+        """Hear that the picture of `capture_s` could be sent at `ready_s`."""
+        with self._lock:
+            self._lateness.append(self._clock.lateness(capture_s, ready_s))
+
+    def next_tick(self, now_s: float) -> float:
+        """Return when the next picture is to leave, never before `now_s`.
+
+        Ticks that were missed are left out; the rhythm stays.
+        """
+        with self._lock:
+            period_s = self._clock.period_s
+            tick_s = now_s if self._tick_s is None else self._tick_s + period_s
+            if tick_s < now_s - period_s:
+                tick_s += period_s * ((now_s - tick_s) // period_s)
+            limit_s = SLEW_SHARE * period_s
+            tick_s += min(max(self._misplaced(tick_s), -limit_s), limit_s)
+            self._tick_s = tick_s
+            return max(tick_s, now_s)
+
+    def _misplaced(self, tick_s: float) -> float:
+        """Return the shortest way from a tick to its place in the rhythm."""
+        if self._clock.phase_s is None or not self._lateness:
+            return 0.0
+        period_s = self._clock.period_s
+        ordered = sorted(self._lateness)
+        delay_s = ordered[int(LATENESS_SHARE * (len(ordered) - 1))] + MARGIN_S
+        way_s = (self._clock.phase_s + delay_s - tick_s) % period_s
+        return way_s if way_s <= period_s / 2 else way_s - period_s
+
+
+class Thinner:
+    """Chooses every n-th picture of a camera that is faster than wanted, in an even cadence."""
+
+    def __init__(self) -> None:
+        self._intervals: deque[float] = deque(maxlen=2 * RELOCK_INTERVALS + 1)
+        self._last_s: float | None = None
+        self._every = 1
+        self._count = 0
+
+    def accept(self, capture_s: float, wanted_s: float | None) -> bool:
+        """Tell whether to use this picture if one per `wanted_s` seconds is enough (None: all)."""
+        if self._last_s is not None and capture_s > self._last_s:
+            self._intervals.append(capture_s - self._last_s)
+        self._last_s = capture_s
+        self._choose(wanted_s)
+        self._count += 1
+        if self._count < self._every:
+            return False
+        self._count = 0
+        return True
+
+    def _choose(self, wanted_s: float | None) -> None:
+        if wanted_s is None:
+            self._every = 1
+        elif len(self._intervals) >= RELOCK_INTERVALS:
+            ratio = wanted_s / median(self._intervals)
+            if abs(ratio - self._every) > 0.6:  # of a step: not back and forth at a half
+                self._every = max(1, round(ratio))
+
+
+class SleepWatch:
+    """Notices that the machine was suspended: the wall clock has run on, ours may have stood."""
+
+    def __init__(self) -> None:
+        self._last: tuple[float, float] | None = None
+
+    def has_slept(self, now_s: float, wall_s: float) -> bool:
+        """Compare with the last call; a long gap between calls counts too."""
+        last, self._last = self._last, (now_s, wall_s)
+        if last is None:
+            return False
+        return now_s - last[0] > SLEEP_S or wall_s - last[1] > SLEEP_S
+
+
+class Patience:
+    """How long to wait for what is gone, and when to try again: sooner first, then every 2 s."""
+
+    FIRST_S, LONGEST_S = 0.1, 2.0
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._since_s: float | None = None
+        self._pause_s = self.FIRST_S
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something is missing."""
+        return self._since_s is not None
+
+    def failed(self, now_s: float) -> float | None:
+        """Hear of a failure; return the seconds until the next try, None when it is enough."""
+        if self._since_s is None:
+            self._since_s = now_s
+        left_s = self._since_s + self._timeout_s - now_s
+        if left_s <= 0:
+            return None
+        pause_s = min(self._pause_s, left_s)
+        self._pause_s = min(2 * self._pause_s, self.LONGEST_S)
+        return pause_s
+
+    def succeeded(self) -> None:
+        """Hear that it is back."""
+        self._since_s = None
+        self._pause_s = self.FIRST_S
