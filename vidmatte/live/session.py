@@ -110,6 +110,11 @@ class LiveSession:
         """Choose what is sent from now on."""
         self._shared.mode = mode
 
+    @property
+    def mode(self) -> Mode:
+        """What is wanted now."""
+        return self._shared.mode
+
     def mirror(self, on: bool) -> None:
         """Flip the camera's pictures left to right, or not."""
         self._shared.mirror = on
