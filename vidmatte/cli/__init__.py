@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import importlib
 import os
 import sys
-from collections.abc import Sequence
 from typing import NoReturn
 
 import click
 
-from vidmatte.errors import VidmatteError, is_out_of_memory, printable
+from vidmatte.cli.failures import hint_of, notes_of, shortage_of, tell
+from vidmatte.errors import VidmatteError
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 COMMANDS = {
@@ -54,19 +52,20 @@ def main() -> NoReturn:
     _escape_what_cannot_be_shown()
     _keep_blas_to_one_thread()
     try:
-        code = program(standalone_mode=False)
+        code = program(prog_name="vidmatte", standalone_mode=False)
     except click.exceptions.Exit as exc:
         code = exc.exit_code
     except click.exceptions.NoArgsIsHelpError as exc:
         sys.stderr.write(exc.format_message() + "\n")
         code = EXIT_USAGE
     except click.ClickException as exc:
-        code = _fail(exc.format_message(), None, EXIT_USAGE)
+        tell(_joined(exc.format_message()), _help_of(exc))
+        code = EXIT_USAGE
     except click.Abort:
         code = EXIT_INTERRUPTED
     except VidmatteError as exc:
-        _, hint = _shortage(exc.__cause__) or ("", None)
-        code = _fail(str(exc), exc.hint or hint, exc.exit_code, notes_of(exc))
+        tell(str(exc), hint_of(exc), notes_of(exc))
+        code = exc.exit_code
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -74,43 +73,23 @@ def main() -> NoReturn:
     except Exception as exc:  # a shortage, or our bug: one line for the user, the rest on request
         if os.environ.get("VIDMATTE_DEBUG"):
             raise
-        what, hint = _shortage(exc) or (
-            f"internal error: {type(exc).__name__}: {exc}",
+        what, hint = shortage_of(exc) or (
+            _joined(f"internal error: {type(exc).__name__}: {exc}"),
             "set VIDMATTE_DEBUG=1 for the traceback and report it",
         )
-        code = _fail(what, hint, EXIT_ERROR, notes_of(exc))
+        tell(what, hint, notes_of(exc))
+        code = EXIT_ERROR
     _leave(code if isinstance(code, int) else 0)
 
 
-def _shortage(error: BaseException | None) -> tuple[str, str] | None:
-    """Say which resource ran out and what helps, if that is the cause; any line may meet it."""
-    while error is not None:
-        number = error.errno if isinstance(error, OSError) else None
-        if is_out_of_memory(error):
-            return "out of memory", "free some memory, or use smaller pictures or fewer outputs"
-        if number in (errno.EMFILE, errno.ENFILE):
-            return "too many files are open", "raise the limit: ulimit -n 1024"
-        if number == errno.EAGAIN or "can't start new thread" in str(error):
-            return "no more threads can be started", "end other programs, or raise ulimit -u or -v"
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # of files: OutputError says so
-            return "standard output: the disk is full", "free some space there"
-        error = error.__cause__
-    return None
+def _joined(text: str) -> str:
+    """Put the lines of somebody else's message into one."""
+    return " ".join(text.split())
 
 
-def notes_of(error: BaseException) -> list[str]:
-    """What was added to an error on its way: which parts of an output were kept."""
-    return list(getattr(error, "__notes__", ()))
-
-
-def _fail(message: str, hint: str | None, code: int, notes: Sequence[str] = ()) -> int:
-    lines = [f"error: {printable(' '.join(message.split()))}"]
-    if hint:
-        lines.append(f"hint: {printable(hint)}")
-    lines += [f"stopped: {printable(note)}" for note in notes]
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody listens
-        sys.stderr.write("\n".join(lines) + "\n")
-    return code
+def _help_of(error: click.ClickException) -> str | None:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return None if context is None else f"see: {context.command_path} --help"
 
 
 def _hold_standard_descriptors() -> None:

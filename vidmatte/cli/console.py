@@ -12,6 +12,7 @@ import time
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from vidmatte.cli.failures import hint_of, notes_of, tell
 from vidmatte.errors import VidmatteError, printable
 
 if TYPE_CHECKING:
@@ -75,13 +76,10 @@ class Console:
     def show_error(self, error: VidmatteError, source: str) -> None:
         """Print at once how one of several inputs failed."""
         self._clear_progress()
-        self._write(f"error: {error}\n")
-        if error.hint:
-            self._write(f"hint: {error.hint}\n")
-        for note in getattr(error, "__notes__", ()):
-            self._write(f"stopped: {printable(note)}\n")
+        hint = hint_of(error)
+        tell(str(error), hint, notes_of(error))
         if self._as_json:
-            document = {"input": printable(source), "error": str(error), "hint": error.hint}
+            document = {"input": printable(source), "error": str(error), "hint": hint}
             sys.stdout.write(json.dumps(document) + "\n")
 
     def say(self, line: str) -> None:
