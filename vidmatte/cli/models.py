@@ -113,7 +113,14 @@ def download(name: str) -> None:
     if row.download is None:
         raise ModelError(f"{name} has no known download address", hint=install_hint(name))
     file = model_folder() / f"{name}.pth"
-    fetch(row.download, file, _Progress(name))
+    try:
+        fetch(row.download, file, _Progress(name))
+    except SystemExit:  # Ctrl-C or SIGTERM
+        part = file.with_name(f"{file.name}.part")
+        if part.exists():
+            told = printable(f"stopped: what came is in {part}; the same command continues it")
+            click.echo(told, err=True)
+        raise
     model = install(file, name, sha256=row.download.sha256)
     file.unlink()
     _installed(model)
