@@ -57,14 +57,14 @@ class Network(NamedTuple):
     backend: Backend
 
 
-def open_network(info: VideoInfo, choice: MattingChoice) -> Network:
+def open_network(info: VideoInfo, choice: MattingChoice, longer: int = 320) -> Network:
     """Find the model's weights and open a backend for pictures of `info`'s shape.
 
-    Raises ModelError and BackendError.
+    `longer` is the longer side of the network's picture. Raises ModelError and BackendError.
     """
     device = choose_device(choice.device, choice.backend.partition(":")[0])
     model = resolve_model(choice.model, weights=choice.weights, device=device)
-    width, height = network_size(*info.upright_size, model.row)
+    width, height = network_size(*info.upright_size, model.row, longer)
     backend = open_backend(
         model,
         size=(height, width),

@@ -65,20 +65,24 @@ def small_grey(image: Grey, shape: tuple[int, ...]) -> Grey:
     return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
-def carry(moment: Moment, now: Grey) -> Carried | None:
+def carry(moment: Moment, now: Grey, *, slack_px: int = 0) -> Carried | None:
     """Bring a moment's map to the picture `now`, of the same shape.
 
-    None where no motion explains the change: a cut.
+    A flow that is wrong by `slack_px` costs no trust where the picture has structure. None where
+    no motion explains the change: a cut.
     """
     import cv2
 
     at_x, at_y = _places(now, moment.grey)
     edge = cv2.BORDER_REPLICATE
-    looks = cv2.remap(moment.grey, at_x, at_y, cv2.INTER_LINEAR, borderMode=edge)
+    moved = cv2.remap(moment.grey, at_x, at_y, cv2.INTER_LINEAR, borderMode=edge)
     value = cv2.remap(moment.value, at_x, at_y, cv2.INTER_LINEAR, borderMode=edge)
-    error = _difference(now, np.asarray(looks, np.uint8))
+    looks: Grey = np.asarray(moved, np.uint8)
+    error = _difference(now, looks)
     if error.mean() > _CUT:
         return None
+    if slack_px:
+        error = _difference(now, looks, slack_px)
     height, width = now.shape
     inside = (at_x > -1) & (at_y > -1) & (at_x < width) & (at_y < height)
     trust = falling(error, *_SAME_PICTURE) * inside
@@ -106,13 +110,23 @@ def _places(now: Grey, then: Grey) -> tuple[Floats, Floats]:
     return columns + motion[..., 0], rows + motion[..., 1]
 
 
-def _difference(left: Grey, right: Grey) -> Floats:
-    """Mean absolute difference around each pixel, after removing a change of light."""
+def _difference(left: Grey, right: Grey, slack_px: int = 0) -> Floats:
+    """Mean absolute difference around each pixel, after removing a change of light.
+
+    With `slack_px`: to the nearest of all values within that distance.
+    """
     import cv2
 
     change = cv2.subtract(left, right, dtype=cv2.CV_32F)
-    change -= np.median(change[::4, ::4])
-    return np.asarray(cv2.blur(np.abs(change), (5, 5)), np.float32)
+    light = np.median(change[::4, ::4])
+    change -= light
+    apart = np.abs(change)
+    if slack_px:
+        around = np.ones((2 * slack_px + 1,) * 2, np.uint8)
+        above = cv2.subtract(left, cv2.dilate(right, around), dtype=cv2.CV_32F) - light
+        below = cv2.subtract(cv2.erode(right, around), left, dtype=cv2.CV_32F) + light
+        apart = np.maximum(np.maximum(above, below), 0)
+    return np.asarray(cv2.blur(apart, (5, 5)), np.float32)
 
 
 @lru_cache(maxsize=4)
