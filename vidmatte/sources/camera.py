@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
+from typing import Literal, Protocol
 
-from vidmatte.errors import UsageError
+from vidmatte.errors import CameraLostError, UsageError
 from vidmatte.frames import Frame, VideoInfo
+from vidmatte.sources._devices import CameraDescription, list_cameras, why_no_camera
 
 SYNTHETIC = "synthetic"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def is_address(name: str) -> bool:
+    """Whether a name is written like a URL."""
+    return _URL.match(name) is not None
 
 
 class Camera(Protocol):
@@ -63,9 +71,68 @@ def open_camera(choice: CameraChoice) -> Camera:
         from vidmatte.sources._synthetic_camera import SyntheticCamera
 
         return SyntheticCamera(_even(choice.size), choice.rate)
-    from vidmatte.sources._file_camera import FileCamera
+    if name is not None and is_address(name):
+        from vidmatte.sources._network_camera import open_address
 
-    return FileCamera(name or "")
+        return open_address(name, allow_network=choice.allow_network)
+    kind = None if name is None else _kind_of_file(name)
+    if name is not None and kind == "fifo":
+        from vidmatte.sources._fifo_camera import open_fifo
+
+        return open_fifo(name)
+    if name is not None and kind == "file":
+        from vidmatte.sources._file_camera import FileCamera
+
+        return FileCamera(name)
+    from vidmatte.sources._device_camera import open_device
+
+    return open_device(find_camera(name), size=choice.size, rate=choice.rate)
+
+
+def _kind_of_file(name: str) -> Literal["file", "fifo"] | None:
+    """Tell video files and FIFOs from names and numbers of cameras."""
+    try:
+        mode = os.stat(name).st_mode
+    except (OSError, ValueError):
+        return "file" if _looks_like_a_file(name) else None
+    if stat.S_ISFIFO(mode):
+        return "fifo"
+    return None if stat.S_ISCHR(mode) or name.isdecimal() else "file"
+
+
+def _looks_like_a_file(name: str) -> bool:
+    """Whether a name of nothing that exists can only have meant a file."""
+    if re.fullmatch(r"/dev/video\d+", name):
+        return False
+    return "\0" in name or os.sep in name or re.search(r"\.[A-Za-z0-9]{2,4}$", name) is not None
+
+
+def find_camera(name: str | None) -> CameraDescription:
+    """Find the camera that a number, a device file or a name stands for; None is the first.
+
+    Raises CameraLostError when it is not there, with what is.
+    """
+    cameras = list_cameras()
+    if name is None:
+        if not cameras:
+            raise CameraLostError("no camera", hint=why_no_camera())
+        return cameras[0]
+    if not name.strip():
+        raise UsageError("an empty name is no camera", hint="`vidmatte cameras` lists them")
+    wanted = name.casefold()
+    for matches in (
+        [c for c in cameras if str(c.number) == name or c.device == name],
+        [c for c in cameras if c.name.casefold() == wanted],
+        [c for c in cameras if wanted in c.name.casefold()],
+    ):
+        if matches:
+            return matches[0]
+    if os.path.exists(name):  # a device that the list leaves out, like a virtual camera
+        return CameraDescription(-1, name, name)
+    listed = ", ".join(f"{c.number} {c.name}" for c in cameras)
+    raise CameraLostError(
+        f"no camera {name}", hint=f"there is: {listed}" if listed else why_no_camera()
+    )
 
 
 def _even(size: tuple[int, int] | None) -> tuple[int, int] | None:
