@@ -82,6 +82,16 @@ def test_sound_that_starts_late_or_outlasts_the_picture_is_kept(tmp_path: Path) 
     assert packets_of(tmp_path / "o.mkv", "audio") == packets_of(source, "audio")
 
 
+@pytest.mark.parametrize("codec", ["flac", "libopus"])
+def test_a_mov_gets_aac_for_what_it_cannot_hold(codec: str, tmp_path: Path) -> None:
+    """FFmpeg lists FLAC and Opus for .mov and then refuses them with no reason."""
+    source = make_clip(tmp_path / "s.mkv", 25, audio=codec)
+    result = run_file(source, tmp_path / "o.mov")
+    with av.open(str(tmp_path / "o.mov")) as container:
+        assert [s.codec_context.name for s in container.streams.audio] == ["aac"]
+    assert any("converted to aac" in note for note in result.notes)
+
+
 def test_webm_gets_opus_and_says_so(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "s.mp4", 25, audio="aac")
     result = run_file(source, tmp_path / "o.webm")

@@ -36,6 +36,7 @@ OPUS_RATES = (48000, 24000, 16000, 12000, 8000)
 # MPEG-TS does not tell PyAV what it holds beyond its defaults (ETSI TS 101 154, ATSC A/53).
 HELD_BY_MPEGTS = frozenset({"aac", "ac3", "dts", "dvb_subtitle", "dvb_teletext", "eac3", "mp2",
                             "mp3"})  # fmt: skip
+MP4_ONLY = frozenset({"flac", "opus", "truehd"})  # movenc lists them for .mov and refuses them
 MATROSKA = ("matroska", "webm")
 # Text subtitles, by the name of the codec that each container holds.
 SUBTITLES = {"mp4": ("mov_text",), "mov": ("mov_text",), "webm": ("webvtt",)}
@@ -150,6 +151,8 @@ class Carrier:
     def _holds(self, codec: str) -> bool:
         if self._container.format.name == "mpegts":
             return codec in HELD_BY_MPEGTS
+        if self._container.format.name == "mov" and codec in MP4_ONLY:
+            return False
         names = self._container.supported_codecs
         return codec in names or {"subrip": "srt", "ass": "ssa"}.get(codec, codec) in names
 
