@@ -57,13 +57,11 @@ class Intake:
                 raise
             self._lose(exc)
             return None
-        self._describe(camera)
+        shared = self._shared
+        shared.info = camera.info
+        shared.is_described.set()
+        shared.pacer.expect(max(shared.camera_s, shared.interval_s or 0.0))
         return camera
-
-    def _describe(self, camera: Camera) -> None:
-        if self._shared.info is None:
-            self._shared.info = camera.info
-            self._shared.is_described.set()
 
     def _lose(self, error: InputError) -> None:
         """Say once that the camera is gone, wait before the next try; raise after the time-out."""

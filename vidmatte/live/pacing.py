@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from statistics import median
+from statistics import fmean, median
 
-RELOCK_INTERVALS = 9  # intervals whose median tells that the camera's rate has changed
-RELOCK_SHARE = 0.1  # of the period: beyond it the median is believed, below it the loop
+RELOCK_INTERVALS = 24  # that tell whether the camera's rate has changed
+FIRST_INTERVALS = 8  # that are enough where nothing is known yet
+RELOCK_SHARE = 0.1  # of the period: beyond it the intervals are believed, below it the loop
+BURST_SHARE = 0.25  # that median and mean of intervals differ by where pictures come in bursts
 PHASE_GAIN, PERIOD_GAIN = 0.1, 0.004  # of the error per picture; damped, settles in a second
-LATENESS_PICTURES = 60  # that the delay is chosen from
-LATENESS_SHARE = 0.92  # of them are ready before their tick
+LATENESS_PICTURES = 90  # that the delay is chosen from
+LATENESS_SHARE = 0.98  # of them are ready before their tick
 MARGIN_S = 0.001  # between the latest of those and the tick
 SLEW_SHARE = 0.01  # of a period that one tick may move: not seen, and 50 ticks turn a half
 MAX_PERIOD_S = 1.0
@@ -30,6 +32,7 @@ class CameraClock:
 
     def __init__(self, period_s: float) -> None:
         self.period_s = period_s
+        self._needed = FIRST_INTERVALS
         self.phase_s: float | None = None  # where the newest picture ought to have been
         self._last_s: float | None = None
         self._intervals: deque[float] = deque(maxlen=RELOCK_INTERVALS)
@@ -51,15 +54,24 @@ class CameraClock:
         self.period_s = _bounded(self.period_s + PERIOD_GAIN * error_s / steps)
 
     def _has_changed(self) -> bool:
-        """Take over the median interval where it contradicts the period."""
-        if len(self._intervals) < RELOCK_INTERVALS:
+        """Take over the interval of the last pictures where it contradicts the period.
+
+        The median leaves out pictures that never came; in bursts only the mean is right.
+        """
+        if len(self._intervals) < self._needed or self._is_near(median(self._intervals)):
             return False
-        middle_s = _bounded(median(self._intervals))
-        if abs(middle_s - self.period_s) <= RELOCK_SHARE * self.period_s:
+        typical_s, mean_s = median(self._intervals), fmean(self._intervals)
+        if abs(typical_s - mean_s) > BURST_SHARE * mean_s:
+            typical_s = mean_s
+        if self._is_near(typical_s):
             return False
-        self.period_s = middle_s
+        self.period_s = _bounded(typical_s)
+        self._needed = RELOCK_INTERVALS
         self._intervals.clear()
         return True
+
+    def _is_near(self, interval_s: float) -> bool:
+        return abs(_bounded(interval_s) - self.period_s) <= RELOCK_SHARE * self.period_s
 
     def lateness(self, capture_s: float, ready_s: float) -> float:
         """Return how long after its place in the rhythm a picture was ready, in seconds."""
@@ -90,6 +102,12 @@ class Pacer:
     def period_s(self) -> float:
         """Seconds between ticks."""
         return self._clock.period_s
+
+    def expect(self, period_s: float) -> None:
+        """Begin anew with a camera that says it gives a picture every `period_s` seconds."""
+        with self._lock:
+            self._clock = CameraClock(_bounded(period_s))
+            self._lateness.clear()
 
     def captured(self, capture_s: float) -> None:
         """Hear of a picture that will be worked on."""
@@ -131,7 +149,7 @@ class Thinner:
     """Chooses every n-th picture of a camera that is faster than wanted, in an even cadence."""
 
     def __init__(self) -> None:
-        self._intervals: deque[float] = deque(maxlen=2 * RELOCK_INTERVALS + 1)
+        self._intervals: deque[float] = deque(maxlen=RELOCK_INTERVALS)
         self._last_s: float | None = None
         self._every = 1
         self._count = 0
@@ -152,7 +170,7 @@ class Thinner:
         if wanted_s is None:
             self._every = 1
         elif len(self._intervals) >= RELOCK_INTERVALS:
-            ratio = wanted_s / median(self._intervals)
+            ratio = wanted_s / max(fmean(self._intervals), MIN_PERIOD_S)
             if abs(ratio - self._every) > 0.6:  # of a step: not back and forth at a half
                 self._every = max(1, round(ratio))
 

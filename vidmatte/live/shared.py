@@ -40,7 +40,7 @@ class Shared:
         self.ready: Latest[Ready] = Latest()
         self.ledger = Ledger()
         self.pacer = Pacer(self.wanted_s or NOMINAL_S)
-        self.info: VideoInfo | None = None  # of the camera's first picture
+        self.info: VideoInfo | None = None  # of the camera that was opened last
         self.is_described = threading.Event()  # whether `info` is there
         self._events: deque[str] = deque(maxlen=MAX_EVENTS)
 
@@ -62,7 +62,8 @@ class Shared:
     @property
     def camera_s(self) -> float:
         """Seconds between the camera's pictures, as it says itself."""
-        return NOMINAL_S if self.info is None else float(1 / self.info.frame_rate)
+        rate = 0 if self.info is None else self.info.frame_rate
+        return float(1 / rate) if rate else NOMINAL_S
 
     def reset(self) -> None:
         """Ask that the matting forgets what it saw."""
