@@ -29,7 +29,7 @@ from vidmatte.live.control import (
     send_command,
     socket_path,
 )
-from vidmatte.pipeline import Crew, Stop
+from vidmatte.pipeline import Crew
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no sockets with names")
 NOBODY = 65534
@@ -49,6 +49,9 @@ class Session:
 
     def status(self) -> LiveStatus:
         return LiveStatus(state="matte", in_fps=29.97)
+
+    def end(self) -> None:
+        self.asked.append("end")
 
     def next(self, *, with_none: bool = True) -> None:
         self.asked.append(("next", with_none))
@@ -74,16 +77,11 @@ def session() -> Session:
 
 
 @pytest.fixture
-def stop() -> Stop:
-    return Stop()
-
-
-@pytest.fixture
-def path(folder: Path, session: Session, stop: Stop) -> Iterator[Path]:
+def path(folder: Path, session: Session) -> Iterator[Path]:
     """Where a server listens for the session's sake."""
     crew, name = Crew(), folder / "a.sock"
     server = ControlServer(name)
-    server.start(Commands(session, session, stop), crew)
+    server.start(Commands(session, session), crew)
     yield name
     server.close()
     server.close()
@@ -125,13 +123,12 @@ def test_commands_reach_the_session(
     assert "\n" not in answer["text"]
 
 
-def test_status_and_quit(path: Path, stop: Stop) -> None:
+def test_status_and_quit(path: Path, session: Session) -> None:
     status = send_command(path, "status")["status"]
     assert (status["state"], status["in_fps"]) == ("matte", 29.97)
-    assert not stop.requested
+    assert session.asked == []
     send_command(path, "quit")
-    assert stop.requested
-    assert stop.reason == 0
+    assert session.asked == ["end"]
 
 
 def test_a_refusal_keeps_its_hint(path: Path, session: Session) -> None:
@@ -303,7 +300,7 @@ def test_the_socket_of_a_dead_process_is_replaced(folder: Path, session: Session
     with pytest.raises(ControlError, match="no session is running"):
         send_command(name, "status")
     crew, server = Crew(), ControlServer(name)
-    server.start(Commands(session, session, Stop()), crew)
+    server.start(Commands(session, session), crew)
     assert send_command(name, "freeze")["ok"]
     server.close()
     assert crew.join() == []

@@ -14,9 +14,11 @@ from vidmatte.errors import VidmatteError
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 COMMANDS = {
+    "control": "vidmatte.cli.control:control",
     "demo": "vidmatte.cli.demo:demo",
     "models": "vidmatte.cli.models:models",
     "run": "vidmatte.cli.run:run",
+    "webcam": "vidmatte.cli.webcam:webcam",
 }
 
 

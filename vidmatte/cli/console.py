@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,15 @@ if TYPE_CHECKING:
 PLAIN_INTERVAL_S = 5.0  # between progress lines where there is no terminal
 
 
-def watch_signals(stop: Stop) -> None:
-    """Turn Ctrl-C and SIGTERM into a request to stop; a second one ends the process at once."""
+def watch_signals(stop: Stop, *, before_exit: Callable[[], None] = lambda: None) -> None:
+    """Turn Ctrl-C and SIGTERM into a request to stop; a second one ends the process at once.
+
+    `before_exit` is called, in the handler, before it does.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.requested:
+            before_exit()
             os._exit(128 + number)
         stop.request(number)
 
@@ -48,13 +53,19 @@ class Console:
         """Show how far the run is: in place on a terminal, else as a line now and then."""
         if self._quiet or progress.frames == 0:
             return
-        line = f"{self.label}{_progress_line(progress)}"
+        if not self._terminal:
+            if time.monotonic() - self._shown_at < PLAIN_INTERVAL_S:
+                return
+            self._shown_at = time.monotonic()
+        self.overwrite(f"{self.label}{_progress_line(progress)}")
+
+    def overwrite(self, line: str) -> None:
+        """Print a line over the last such line on a terminal, elsewhere below it."""
         if self._terminal:
             columns = shutil.get_terminal_size().columns
             self._write(f"\r\x1b[K{line[: columns - 1]}")  # a wrapped line would pile up
             self._wrote_progress = True
-        elif time.monotonic() - self._shown_at >= PLAIN_INTERVAL_S:
-            self._shown_at = time.monotonic()
+        else:
             self._write(f"{line}\n")
 
     def show(self, result: RunResult, source: str) -> int:

@@ -12,6 +12,7 @@ import stat
 import struct
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -29,10 +30,9 @@ except ImportError:  # Windows has neither flock nor, in Python, sockets with na
 
 if TYPE_CHECKING:
     from vidmatte.live.contracts import LiveStatus, Mode
-    from vidmatte.pipeline import Crew, Stop
+    from vidmatte.pipeline import Crew
 
 DEFAULT_NAME = "webcam"
-QUIT = 0  # the reason of a stop that is no signal
 MAX_LINE = 1 << 16  # bytes of a request or an answer: any path fits, escaped
 MAX_CLIENTS = 8
 PATIENCE_S = 5.0  # what a client may take to send its line, or a session to answer it
@@ -61,6 +61,9 @@ class Session(Protocol):
     def status(self) -> LiveStatus:
         """Say how it is doing."""
 
+    def end(self) -> None:
+        """Let it end."""
+
 
 class Backgrounds(Protocol):
     """The part of a rack that may be controlled."""
@@ -78,7 +81,6 @@ class Commands:
 
     session: Session
     rack: Backgrounds
-    stop: Stop
 
     def answer(self, line: bytes) -> Answer:
         """Carry out one request, a JSON object with `command` and `value`; never raises."""
@@ -130,7 +132,7 @@ class Commands:
         return {"text": f"mirror {value}"}
 
     def _quit(self, _: str | None) -> Answer:
-        self.stop.request(QUIT)
+        self.session.end()
         return {"text": "the session ends"}
 
 
@@ -138,13 +140,19 @@ def _refusal(error: str, hint: str | None) -> Answer:
     return {"ok": False, "error": error, "hint": hint}
 
 
+def is_supported() -> bool:
+    """Whether this system has sockets with names, and locks."""
+    return fcntl is not None and hasattr(socket, "AF_UNIX")
+
+
 def socket_path(name: str = DEFAULT_NAME) -> Path:
     """Return where the session called `name` of this user listens; raises ControlError."""
-    if not hasattr(socket, "AF_UNIX"):
+    if not is_supported():
         raise ControlError("this system has no sockets with names", hint="use the keys")
     if not _NAME.fullmatch(name):
         raise UsageError(f"'{name}' is no name for a session", hint="use letters and digits")
-    path = user_runtime_path("vidmatte") / f"{name}.sock"
+    with warnings.catch_warnings(action="ignore"):  # it says where it falls back to, and does
+        path = user_runtime_path("vidmatte") / f"{name}.sock"
     if len(os.fsencode(path)) > MAX_PATH:
         raise ControlError(
             f"{path}: is too long for a socket",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 WAITING_PICTURES = 30  # what may wait for the encoder: a second
 WAITING_BYTES = 64 << 20  # the same where pictures are large
 REPEAT_S = 0.5  # a picture that stays is written again so often: what kill -9 may cost, and no more
-FINISH_S = 4.0  # what encoding the rest and closing the file may take
+FINISH_S = 3.5  # what encoding the rest and closing the file may take: less than GRACE_S
 THREADS = 2  # the network comes first
 # Presets that keep up with 720p at 30 pictures a second on a fraction of one core.
 PRESETS = {
