@@ -150,8 +150,14 @@ class Mattes(Protocol):
     """Makes the matte of a live frame. Used by the compute thread, but for what it tells."""
 
     level: int
-    present: bool
-    description: str
+
+    @property
+    def present(self) -> bool:
+        """Whether somebody is there."""
+
+    @property
+    def description(self) -> str:
+        """What the network is and runs on."""
 
     def conform(self, frame: Frame) -> Frame:
         """Return the frame as yuv420p in the session's size."""

@@ -237,9 +237,10 @@ def session_info(choice: LiveChoice, camera: VideoInfo | None) -> VideoInfo:
 
 
 def _live_mattes(matting: MattingChoice, preset: str, info: VideoInfo, crew: Crew) -> Mattes:
-    from vidmatte.live.mattes import PRESETS, LiveMatting  # type: ignore[import-not-found]
+    from vidmatte.live.governor import PRESETS
+    from vidmatte.live.mattes import LiveMatting
 
-    return LiveMatting(info, matting, PRESETS[preset], crew)  # type: ignore[no-any-return]
+    return LiveMatting(info, matting, PRESETS[preset], crew)
 
 
 @contextmanager
