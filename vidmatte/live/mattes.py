@@ -74,13 +74,16 @@ class LiveMatting:
         self._curve = self._networks.model.row.curve
         self._conformer = LiveConformer(info)
         self._preparers: dict[int, Preparer] = {}
+        self._presence = Presence()
         self._serial = 0
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was seen before: after a lost camera, a long gap, a suspended machine."""
+        """Forget the pictures before: after a lost camera, a long gap, a mirrored picture.
+
+        Whether somebody is there is kept, so that nobody vanishes for a moment.
+        """
         self._temporal = TemporalFilter()
-        self._presence = Presence()
         self._mask: _Mask | None = None
         self._valid_from = self._serial
         self._asked: Question | None = None

@@ -47,7 +47,3 @@ class Presence:
         else:
             self.present = now_s - self._seen_s < _LEAVE_S
         return self.present
-
-    def reset(self) -> None:
-        """Start afresh, with nobody there."""
-        self.present, self._entering = False, 0

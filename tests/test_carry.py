@@ -1,0 +1,119 @@
+"""Maps carried along flow: where they land, where they are trusted, and when not at all."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from vidmatte.compute.cpu.carry import Carried, Moment, carry, small_grey
+
+HEIGHT, WIDTH = 128, 256
+RADIUS = 30.0
+# A carried edge may be off by a fraction of a pixel, of about 190 edge pixels among 32,768.
+LANDED = 0.004
+
+
+def grain(seed: int, *, softness: float = 2.0, contrast: float = 25.0) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, 1, (2 * HEIGHT, 2 * WIDTH)).astype(np.float32)
+    soft = cv2.GaussianBlur(noise, (0, 0), softness)
+    return np.asarray(soft * contrast / soft.std(), np.float32)
+
+
+ROOM, SKIN = 80 + grain(1), 170 + grain(2)
+
+
+def scene(x: float, y: float, *, light: float = 0.0, room: np.ndarray = ROOM) -> Moment:
+    """A disc with a pattern of its own about (x, y), which it carries along, in a fixed room."""
+    rows, columns = np.indices((HEIGHT, WIDTH), np.float32)
+    map_ = np.clip(RADIUS - np.hypot(columns - x, rows - y) + 0.5, 0, 1)
+    shift = np.array([[1, 0, WIDTH - x], [0, 1, HEIGHT - y]], np.float32)
+    skin = cv2.warpAffine(
+        SKIN, shift, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    )
+    picture = room[:HEIGHT, :WIDTH] * (1 - map_) + skin * map_ + light
+    return Moment(map_.astype(np.float32), np.clip(picture, 0, 255).round().astype(np.uint8))
+
+
+def carried(then: Moment, now: Moment, slack_px: int = 1) -> Carried:
+    result = carry(then, now.grey, slack_px=slack_px)
+    assert result is not None
+    return result
+
+
+@pytest.mark.parametrize("step", [(1.5, 0.5), (4.0, -2.0), (-7.5, 3.0), (12.0, 0.0)])
+def test_a_map_lands_where_its_picture_went(step: tuple[float, float]) -> None:
+    then, now = scene(120, 64), scene(120 + step[0], 64 + step[1])
+    result = carried(then, now)
+    trusted = result.value * result.trust
+    error, held = np.abs(trusted - now.value).mean(), np.abs(then.value - now.value).mean()
+    assert error < max(LANDED, 0.35 * held), (error, held)
+    assert trusted.sum() > 0.85 * now.value.sum(), "the subject is lost"
+
+
+def test_what_comes_out_from_behind_is_not_trusted_as_subject() -> None:
+    then, now = scene(110, 64), scene(122, 64)
+    result = carried(then, now)
+    uncovered = (then.value > 0.5) & (cv2.dilate(now.value, np.ones((5, 5))) == 0)
+    assert uncovered.sum() > 300
+    assert (result.value * result.trust)[uncovered].mean() < 0.05
+
+
+def test_a_subject_that_is_gone_is_not_trusted() -> None:
+    then, now = scene(120, 64), scene(120, 400)
+    assert not now.value.any()
+    result = carry(then, now.grey, slack_px=1)
+    assert result is None or (result.value * result.trust).sum() < 0.6 * then.value.sum()
+
+
+def test_slack_forgives_a_little_misplacement_of_fine_grain_only() -> None:
+    fine = 80 + grain(3, softness=0.8, contrast=40)
+    shift = np.array([[1, 0, 1.5], [0, 1, 1.5]], np.float32)
+    then = scene(60, 64, room=fine)
+    moved = scene(60, 64, room=cv2.warpAffine(fine, shift, (2 * WIDTH, 2 * HEIGHT)))
+    part = slice(40, 90), slice(150, 220)
+    strict, slack = (carried(then, moved, px).trust[part].mean() for px in (0, 1))
+    assert strict < 0.5
+    assert slack > 0.95
+    replaced = fine.copy()
+    replaced[30:100, 140:230] = 125 + grain(4, softness=0.8, contrast=40)[30:100, 140:230]
+    assert carried(then, scene(60, 64, room=replaced)).trust[part].mean() < 0.4
+
+
+def test_a_change_of_light_costs_no_trust() -> None:
+    then, now = scene(120, 64), scene(122, 64, light=12)
+    assert carried(then, now).trust[now.value > 0.9].mean() > 0.9
+
+
+def test_where_nothing_moves_a_map_is_its_own() -> None:
+    then = scene(120, 64)
+    rng = np.random.default_rng(8)
+    noisy = np.clip(then.grey + rng.normal(0, 1, then.grey.shape), 0, 255).astype(np.uint8)
+    result = carried(then, Moment(then.value, noisy))
+    assert result.still.mean() > 0.99
+    np.testing.assert_array_equal(result.value[result.still], then.value[result.still])
+    assert (result.trust[result.still] == 1).all()
+
+
+@pytest.mark.parametrize("slack_px", [0, 1])
+def test_nothing_is_carried_across_a_cut(slack_px: int) -> None:
+    then, now = scene(120, 64), scene(60, 40, room=180 - grain(9, softness=8, contrast=50))
+    assert carry(then, now.grey, slack_px=slack_px) is None
+
+
+def test_inputs_stay_and_sizes_can_be_brought_together() -> None:
+    then, now = scene(120, 64), scene(124, 64)
+    before = then.value.copy(), then.grey.copy(), now.grey.copy()
+    small = then.at((64, 128))
+    assert small.value.shape == small.grey.shape == (64, 128)
+    assert small.value.mean() == pytest.approx(then.value.mean(), rel=0.02)
+    assert then.at(then.value.shape) is then
+    carried(then, now)
+    for kept, seen in zip(before, (then.value, then.grey, now.grey), strict=True):
+        np.testing.assert_array_equal(kept, seen)
+
+
+def test_grey_is_of_the_same_picture() -> None:
+    image = np.dstack([scene(120, 64).grey] * 3)
+    assert small_grey(image, (64, 128)).shape == (64, 128)
+    np.testing.assert_array_equal(small_grey(image, (HEIGHT, WIDTH)), image[..., 0])
