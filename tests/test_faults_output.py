@@ -493,3 +493,60 @@ FileSink.close = interfere
     assert leftovers(tmp_path) == ["o.mp4", "o.part.mp4"]
     assert f"stopped: what was finished is in {tmp_path / 'o.part.mp4'}" in done.stderr
     assert len(decode(tmp_path / "o.part.mp4")) == 5
+
+
+GONE = {
+    "file": ("o.mp4", "FileSink", "o.part.mp4"),
+    "sequence": ("o_%d.png", "SequenceSink", "o.part"),
+}
+
+
+@pytest.mark.parametrize("method", ["write", "close"])
+@pytest.mark.parametrize("kind", GONE)
+def test_a_part_that_is_taken_away_is_named_and_nothing_else_takes_its_place(
+    kind: str, method: str, short: Path, tmp_path: Path, run_cli: Cli
+) -> None:
+    """Somebody moves the part during the run, and a stranger's takes its name."""
+    name, sink, part_name = GONE[kind]
+    patch = f"""
+from pathlib import Path
+from vidmatte.sinks.file import FileSink
+from vidmatte.sinks.images import SequenceSink
+part = Path({str(tmp_path / part_name)!r})
+def interfere(method):
+    def first(self, *arguments):
+        if not part.with_name("moved").exists():
+            part.rename(part.with_name("moved"))
+            if {kind == "file"}:
+                part.write_bytes(b"a stranger's")
+        return method(self, *arguments)
+    return first
+{sink}.{method} = interfere({sink}.{method})
+"""
+    done = run_broken(run_cli, patch, "run", short, tmp_path / name, "-b", "green", *NULL)
+    message = f"its part {part_name} was moved or removed during the run"
+    assert refusal(done) == f"error: {tmp_path / name}: {message}"
+    assert leftovers(tmp_path) == (["moved", part_name] if kind == "file" else ["moved"])
+    if kind == "file":
+        assert (tmp_path / part_name).read_bytes() == b"a stranger's"
+        assert len(decode(tmp_path / "moved")) == 5
+    assert "stopped" not in done.stderr
+
+
+def test_a_keyboard_interrupt_while_files_open_leaves_no_late_part(
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program without signal handlers of its own is interrupted where it waits."""
+    go = threading.Event()
+    monkeypatch.setattr(Backdrop, "check", lambda self: go.wait(20))
+
+    def interrupt(self: Stop, until: Callable[[], bool], timeout_s: float) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Stop, "wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_file(short, tmp_path / "o.mp4")
+    go.set()
+    wait_until(lambda: all(t.name != "vidmatte-open" for t in threading.enumerate()))
+    assert leftovers(tmp_path) == []

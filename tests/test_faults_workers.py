@@ -523,8 +523,8 @@ FileSink.write, FileSource.__iter__, FileSink.close = write, frames, close
 """
 LAG_S = 0.025  # ten times what a picture of this size takes
 LARGE = (960, 540)
-LARGE_FRAMES = 120  # of .74 MB, decoded and composited: 178 MB if nothing held them back
-GROWTH_MB = 70  # the pictures in the channels and an encoder's own buffers
+LARGE_FRAMES = 90  # of .74 MB, decoded and composited: 118 MB more if nothing held them back
+GROWTH_MB = 50  # the pictures in the channels and an encoder's own buffers
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")

@@ -87,7 +87,12 @@ class SequenceSink:
         """Encode the next picture into its own file."""
         name = self._pattern.name % (len(self._files) + 1)
         with translated(str(self._pattern)):
-            _write_whole(self.path / name, self._encoder.encode(picture))
+            data = self._encoder.encode(picture)
+        try:
+            _write_whole(self.path / name, data)
+        except OSError as exc:
+            self._folder.check()
+            raise OutputError(f"{self._pattern}: {os_reason(exc)}") from exc
         self._files.append(name)
 
     def close(self) -> None:
@@ -99,6 +104,7 @@ class SequenceSink:
 
     def commit(self) -> None:
         """Move the pictures to their final names and remove the part folder."""
+        self._folder.check()
         try:
             for name in self._files:
                 target = self._pattern.with_name(name)
@@ -109,7 +115,7 @@ class SequenceSink:
 
     def abandon(self) -> Path | None:
         """Keep and return the part folder if it holds a picture, else remove it."""
-        if self._files:
+        if self._files and self.path.is_dir():
             self._folder.close()
             return self.path
         self._folder.discard()

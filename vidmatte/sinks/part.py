@@ -84,6 +84,8 @@ class PartFile:
 
     def commit(self) -> None:
         """Give the flushed part its final name, then unlock it."""
+        if not _is_at(self.descriptor, self.path):
+            raise _gone(self.path, self.target)
         try:
             rename(self.path, self.target, replace=self._replace)
         except OSError as exc:
@@ -91,10 +93,11 @@ class PartFile:
         self.close()
 
     def discard(self) -> None:
-        """Remove the part."""
+        """Remove the part, but nothing that has taken its name."""
+        if self.descriptor >= 0 and _is_at(self.descriptor, self.path):
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
         self.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self.path)
 
 
 class PartFolder:
@@ -106,6 +109,7 @@ class PartFolder:
     def __init__(self, path: Path, target: Path) -> None:
         self.path = path
         self.kept_aside: Path | None = None
+        self._target = target
         self._descriptor = -1
         try:
             self._create(target)
@@ -129,6 +133,15 @@ class PartFolder:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    @property
+    def _is_there(self) -> bool:
+        return self._descriptor < 0 or _is_at(self._descriptor, self.path)
+
+    def check(self) -> None:
+        """Raise OutputError if the folder was moved or removed during the run."""
+        if not self._is_there:
+            raise _gone(self.path, self._target)
+
     def remove(self) -> None:
         """Remove and unlock the emptied folder; what somebody else has put into it stays."""
         with contextlib.suppress(OSError):
@@ -136,8 +149,9 @@ class PartFolder:
         self.close()
 
     def discard(self) -> None:
-        """Remove the folder with what is in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the folder with what is in it, but nothing that has taken its name."""
+        if self._is_there:
+            shutil.rmtree(self.path, ignore_errors=True)
         self.close()
 
 
@@ -193,6 +207,10 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
         return False
+
+
+def _gone(path: Path, target: Path) -> OutputError:
+    return OutputError(f"{target}: its part {path.name} was moved or removed during the run")
 
 
 def _in_use(path: Path, target: Path) -> OutputError:
