@@ -19,6 +19,7 @@ from vidmatte.compute.cpu.conform import Conformer
 from vidmatte.errors import BackendError, CameraLostError, VirtualCameraLostError
 from vidmatte.frames import Colour, Frame, Matte, VideoInfo, plane_views
 from vidmatte.live.contracts import LAYOUT, MICROSECONDS, LiveChoice, LiveResult, LiveStatus, Mode
+from vidmatte.live.governor import Level
 from vidmatte.live.rack import BackgroundRack
 from vidmatte.live.session import LiveSession
 from vidmatte.matting import MattingChoice
@@ -141,10 +142,13 @@ class FakeMattes:
     """Mattes by luma: what is dark is the subject. Exact, so that nothing of the room is left."""
 
     description = "luma below a threshold"
+    available = frozenset({0})
+    network_s = 0.0
 
     def __init__(self, info: VideoInfo, faults: Faults) -> None:
         self._conformer = Conformer(info, LAYOUT)
         self._faults = faults
+        self.levels = (Level(320),)
         self.level = 0
         self.present = True
         self.resets = self.closed = 0

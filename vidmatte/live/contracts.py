@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import av
 
     from vidmatte.compute.cpu.background import Background
+    from vidmatte.live.governor import Level
     from vidmatte.pipeline import Crew
+    from vidmatte.sources.camera import Camera
 
 MICROSECONDS = Fraction(1, 1_000_000)
 _LAYOUT = layout_of("yuv420p")
@@ -94,20 +96,6 @@ class LiveResult:
     hanging: tuple[str, ...] = ()
 
 
-class Camera(Protocol):
-    """A camera that is open. Used by one thread."""
-
-    @property
-    def info(self) -> VideoInfo:
-        """What is known of the pictures from the first one."""
-
-    def read(self) -> Frame:
-        """Return the next picture, stamped with its capture time; raises CameraLostError."""
-
-    def close(self) -> None:
-        """Switch it off; may be called twice."""
-
-
 class VirtualCamera(Protocol):
     """A virtual camera that is open. `send` is used by one thread."""
 
@@ -149,15 +137,24 @@ class Rack(Protocol):
 class Mattes(Protocol):
     """Makes the matte of a live frame. Used by the compute thread, but for what it tells."""
 
+    levels: tuple[Level, ...]
     level: int
 
     @property
+    def available(self) -> frozenset[int]:
+        """The levels that may be set now."""
+
+    @property
+    def network_s(self) -> float:
+        """Seconds that the network took for its last answer, 0 where unknown."""
+
+    @property
     def present(self) -> bool:
-        """Whether somebody is there."""
+        """Whether somebody is there. Any thread."""
 
     @property
     def description(self) -> str:
-        """What the network is and runs on."""
+        """What the network is and runs on. Any thread."""
 
     def conform(self, frame: Frame) -> Frame:
         """Return the frame as yuv420p in the session's size."""
@@ -194,6 +191,6 @@ class Recorder(Protocol):
         """Finish the file; raises OutputError."""
 
 
-OpenCamera = Callable[[], Camera]
+OpenCamera = Callable[[], "Camera"]
 OpenOutput = Callable[[int, int, Fraction], VirtualCamera]
 OpenMattes = Callable[[VideoInfo, "Crew"], Mattes]

@@ -10,8 +10,9 @@ from vidmatte.live.shared import NO_TROUBLE
 
 if TYPE_CHECKING:
     from vidmatte.frames import Frame
-    from vidmatte.live.contracts import Camera, OpenCamera
+    from vidmatte.live.contracts import OpenCamera
     from vidmatte.live.shared import Shared
+    from vidmatte.sources.camera import Camera
 
 GAP_S = 1.0  # between pictures: after it the scene may be another
 IDLE_S = 0.1  # between looks at whether the camera is wanted again
@@ -60,7 +61,7 @@ class Intake:
         shared = self._shared
         shared.info = camera.info
         shared.is_described.set()
-        shared.pacer.expect(max(shared.camera_s, shared.interval_s or 0.0))
+        shared.pacer.expect(max(shared.camera_s, shared.wanted_s or 0.0) / shared.rate_share)
         return camera
 
     def _lose(self, error: InputError) -> None:
@@ -96,9 +97,10 @@ class Intake:
             shared.say("the camera is back")
         self._notice_changes(frame)
         now_s = shared.now()
-        if not self._thinner.accept(frame.time_s, shared.interval_s):
+        if not self._thinner.accept(frame.time_s, shared.wanted_s, shared.rate_share):
             shared.ledger.pass_over(now_s)
             return
+        shared.used += 1
         shared.pacer.captured(frame.time_s)
         if shared.mode == "frozen":
             shared.ledger.pass_over(now_s)

@@ -154,25 +154,27 @@ class Thinner:
         self._every = 1
         self._count = 0
 
-    def accept(self, capture_s: float, wanted_s: float | None) -> bool:
-        """Tell whether to use this picture if one per `wanted_s` seconds is enough (None: all)."""
+    def accept(self, capture_s: float, wanted_s: float | None, share: float = 1.0) -> bool:
+        """Tell whether to use this picture.
+
+        One per `wanted_s` seconds is enough (None: all), and of those a `share`.
+        """
         if self._last_s is not None and capture_s > self._last_s:
             self._intervals.append(capture_s - self._last_s)
         self._last_s = capture_s
-        self._choose(wanted_s)
+        self._choose(wanted_s, share)
         self._count += 1
         if self._count < self._every:
             return False
         self._count = 0
         return True
 
-    def _choose(self, wanted_s: float | None) -> None:
-        if wanted_s is None:
-            self._every = 1
-        elif len(self._intervals) >= RELOCK_INTERVALS:
-            ratio = wanted_s / max(fmean(self._intervals), MIN_PERIOD_S)
-            if abs(ratio - self._every) > 0.6:  # of a step: not back and forth at a half
-                self._every = max(1, round(ratio))
+    def _choose(self, wanted_s: float | None, share: float) -> None:
+        ratio = 1.0
+        if wanted_s is not None and len(self._intervals) >= FIRST_INTERVALS:
+            ratio = max(1.0, wanted_s / max(fmean(self._intervals), MIN_PERIOD_S))
+        if abs(ratio / share - self._every) > 0.6:  # of a step: not back and forth at a half
+            self._every = max(1, round(ratio / share))
 
 
 class SleepWatch:

@@ -12,6 +12,7 @@ from vidmatte.compute.cpu.composite import Compositor
 from vidmatte.errors import BackendError, CancelledError, VidmatteError
 from vidmatte.frames import Frame, plane_views
 from vidmatte.live.contracts import LAYOUT
+from vidmatte.live.governing import Governing
 from vidmatte.live.pacing import Patience
 from vidmatte.live.shared import NO_TROUBLE
 from vidmatte.live.shutter import Ready
@@ -29,8 +30,7 @@ class Rendering:
     """Makes pictures to send of what the camera gives, until the session ends.
 
     A network that fails is closed and opened again; other errors cost their picture. Either ends
-    the session when nothing has worked for the reconnect time-out. `on_frame` hears the seconds of
-    work on each matte, for the governor.
+    the session when nothing has worked for the reconnect time-out.
     """
 
     def __init__(
@@ -39,24 +39,23 @@ class Rendering:
         rack: Rack,
         info: VideoInfo,
         open_mattes: Callable[[], Mattes],
-        on_frame: Callable[[Mattes, float, float], None],
     ) -> None:
         self._shared = shared
         self._rack = rack
         self._info = info
         self._open_mattes = open_mattes
-        self._on_frame = on_frame
         self._patience = Patience(shared.choice.reconnect_timeout_s)
         self._retry_s = float("-inf")
         self._resets = shared.resets
         self._mirror = shared.mirror
         self._over: tuple[Background, Compositor] | None = None
+        self._governing: Governing | None = None
         self.mattes: Mattes | None = None
         self.busy_since_s: float | None = None  # with one picture, for whoever watches
 
     def run(self) -> None:
         """Open the network, then work until told to end; raises what opening it raises."""
-        self.mattes = self._open_mattes()
+        self._open()
         try:
             while True:
                 frame = self._shared.waiting.get()
@@ -119,8 +118,12 @@ class Rendering:
     def _working_mattes(self, now_s: float) -> Mattes | None:
         """Return the mattes; those that failed are opened again when it is time."""
         if self.mattes is None and now_s >= self._retry_s:
-            self.mattes = self._open_mattes()
+            self._open()
         return self.mattes
+
+    def _open(self) -> None:
+        self.mattes = self._open_mattes()
+        self._governing = Governing(self._shared, self.mattes)
 
     def _close_mattes(self) -> None:
         mattes, self.mattes = self.mattes, None
@@ -141,12 +144,13 @@ class Rendering:
         if shared.mode == "pass-through" or background is None:
             return Ready(conformed.picture, frame.time_s, taken_s, shared.now(), bare=True)
         matte = mattes.matte(conformed)
-        if matte is None:
-            return None
-        picture = self._compositor(background).composite(matte)
-        picture.pts, picture.time_base = frame.pts, frame.time_base
+        picture = None if matte is None else self._compositor(background).composite(matte)
         ready_s = shared.now()
-        self._on_frame(mattes, ready_s - taken_s, ready_s)
+        assert self._governing is not None, "opened with the mattes"
+        self._governing.heard(ready_s - taken_s, ready_s)
+        if picture is None:
+            return None
+        picture.pts, picture.time_base = frame.pts, frame.time_base
         return Ready(picture, frame.time_s, taken_s, ready_s, bare=False)
 
     def _compositor(self, background: Background) -> Compositor:

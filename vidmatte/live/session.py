@@ -10,6 +10,8 @@ from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING
 
+from vidmatte.backends import usable_cores
+from vidmatte.compute.cpu._shared import load_cv2
 from vidmatte.errors import BackendError, CameraLostError
 from vidmatte.frames import RANGE_LIMITED, Colour, VideoInfo
 from vidmatte.live.contracts import (
@@ -27,11 +29,14 @@ from vidmatte.live.contracts import (
     Recorder,
     VirtualCamera,
 )
+from vidmatte.live.governor import PRESETS
 from vidmatte.live.intake import Intake
+from vidmatte.live.mattes import LiveMatting
 from vidmatte.live.rendering import Rendering
 from vidmatte.live.sending import Sending
 from vidmatte.live.shared import Shared
 from vidmatte.pipeline import Crew, Stop
+from vidmatte.threads import thread_budget
 
 if TYPE_CHECKING:
     import av
@@ -155,13 +160,14 @@ class LiveSession:
             if shared.has_ended.is_set():
                 return
         info = session_info(self._choice, shared.info)
+        load_cv2().setNumThreads(thread_budget(usable_cores()).opencv)
         self._rack.start(info, LAYOUT, self._crew)
         if self._recording is not None:
             self._recording.start(info, self._crew)
         self._sending = Sending(shared, self._rack, self._opener(info), self._recording)
         self._crew.start("send", self._sending.run)
         self._rendering = Rendering(
-            shared, self._rack, info, lambda: self._open_mattes(info, self._crew), _heard
+            shared, self._rack, info, lambda: self._open_mattes(info, self._crew)
         )
         self._rendering.run()
 
@@ -237,9 +243,6 @@ def session_info(choice: LiveChoice, camera: VideoInfo | None) -> VideoInfo:
 
 
 def _live_mattes(matting: MattingChoice, preset: str, info: VideoInfo, crew: Crew) -> Mattes:
-    from vidmatte.live.governor import PRESETS
-    from vidmatte.live.mattes import LiveMatting
-
     return LiveMatting(info, matting, PRESETS[preset], crew)
 
 
@@ -252,7 +255,3 @@ def _prompt_threads() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
-
-
-def _heard(mattes: Mattes, busy_s: float, now_s: float) -> None:
-    """Stand in for a governor."""

@@ -31,6 +31,7 @@ class Shared:
         self.bare = False  # whether `none` is the background: set by the computing thread
         self.wanted_s = None if choice.rate is None else float(1 / choice.rate)
         self.rate_share = 1.0  # of the pictures that the governor lets through
+        self.used = 0  # pictures that were to be worked on, so far: set by the camera's thread
         self.level = ""  # what the governor gave up, in words
         self.resets = 0  # asked for so far: what came before does not belong to what follows
         self.trouble = NO_TROUBLE  # why the background is shown alone, for the notice
@@ -51,13 +52,6 @@ class Shared:
     def wall(self) -> float:
         """Return the time of day, which goes on while the machine sleeps."""
         return time.time()
-
-    @property
-    def interval_s(self) -> float | None:
-        """Seconds between pictures that are worth working on, None for all."""
-        if self.rate_share >= 1:
-            return self.wanted_s
-        return (self.wanted_s or self.camera_s) / self.rate_share
 
     @property
     def camera_s(self) -> float:
