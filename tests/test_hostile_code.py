@@ -33,7 +33,8 @@ FORBIDDEN = (
     "pty.spawn", "subprocess.getoutput", "subprocess.getstatusoutput",
     "pickle.load", "pickle.loads", "pickle.Unpickler", "cPickle.*", "dill.*", "joblib.*",
     "shelve.*", "marshal.load*", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
-    "torch.jit.load", "torch.hub.*", "torch.package.*", "numpy.lib.format.*", "tempfile.mktemp", "runpy.*",
+    "torch.jit.load", "torch.hub.*", "torch.package.*", "numpy.lib.format.*", "tempfile.mktemp",
+    "runpy.*",
 )  # fmt: skip
 ALLOWED = {"re.compile", "torch.compile"}
 
