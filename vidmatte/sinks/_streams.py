@@ -84,6 +84,8 @@ class Carrier:
         self._routes: dict[int, Callable[[Packet], None]] = {}
         self._encoders: list[_Transcoder] = []
         self._last_dts_s: dict[int, Fraction] = {}
+        self._formats: dict[int, bytes | None] = {}
+        self._changed: Counter[str] = Counter()
         self._report = report
         self._dropped: Counter[str] = Counter()
         for stream in companions.streams:
@@ -171,8 +173,11 @@ class Carrier:
 
         unframe = _unframer(self._container, stream)
         step = 1 if stream.type == "audio" else 0
+        one_format = _is_adts(stream) and self._container.format.name != "mpegts"
 
         def forward(packet: Packet) -> None:
+            if one_format and self._changes(stream, packet):
+                return
             for bare in unframe(packet):
                 if self._in_order(stream, bare, step, output.time_base):
                     bare.stream = output
@@ -180,6 +185,17 @@ class Carrier:
 
         self._routes[stream.index] = forward
         self._report.copied += 1
+        return True
+
+    def _changes(self, stream: Stream, packet: Packet) -> bool:
+        """Whether a packet of AAC in ADTS has another rate or channels than the first one.
+
+        Elsewhere they stand once, in the header: such a packet would play at a wrong speed.
+        """
+        sound_format = _adts_format(packet)
+        if sound_format in (None, self._formats.setdefault(stream.index, sound_format)):
+            return False
+        self._changed[_name_of(stream)] += 1
         return True
 
     def _in_order(self, stream: Stream, packet: Packet, step: int, base: Fraction | None) -> bool:
@@ -217,6 +233,10 @@ class Carrier:
                 self._dropped[transcoder.name] += transcoder.damaged
         for name, count in self._dropped.items():
             self._report.losses.append(f"{name}: {count} damaged packets are left out")
+        for name, count in self._changed.items():
+            self._report.losses.append(
+                f"{name}: its rate or channels change; {count} packets are left out"
+            )
 
 
 def _ticks(time_s: Fraction, unit: Fraction) -> int:
@@ -245,6 +265,15 @@ def _missing_config(stream: Stream) -> bytes | None:
 def _is_adts(stream: Stream) -> bool:
     context = stream.codec_context
     return context is not None and context.name == "aac" and not context.extradata
+
+
+def _adts_format(packet: Packet) -> bytes | None:
+    """Profile, rate and channels as an ADTS header has them (ISO/IEC 14496-3, 1.A.2.2.1), or None.
+
+    They are bits 16, 17, 18 to 21 and 23 to 25.
+    """
+    head = int.from_bytes(bytes(memoryview(packet)[:4]).ljust(4, b"\0"), "big")
+    return (head & 0xFDC0).to_bytes(2, "big") if head >> 20 == 0xFFF else None
 
 
 def _unframer(container: OutputContainer, stream: Stream) -> Callable[[Packet], Iterable[Packet]]:
