@@ -46,7 +46,8 @@ class Cli:
 
     def __init__(self, home: Path) -> None:
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "VIDMATTE_"))}
-        self.env |= {"HOME": str(home), "XDG_CACHE_HOME": str(home), "XDG_DATA_HOME": str(home)}
+        self.env |= {"HOME": str(home)}
+        self.env |= dict.fromkeys(("XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"), str(home))
         self.env["PYTHONPATH"] = str(REPOSITORY)
 
     def start(self, *args: object, shell_prefix: str = "", **streams: Any) -> subprocess.Popen[str]:
