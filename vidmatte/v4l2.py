@@ -9,6 +9,7 @@ import os
 import re
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
@@ -226,7 +227,7 @@ class ReaderWatch:
 
     v4l2loopback from 0.13 tells through an event whether somebody streams. Where it does not,
     /proc is searched for other processes that hold the device open, at most once a second and a
-    few milliseconds per question. Used by one thread; questions never wait.
+    few milliseconds per question. Questions never wait; `close` may come from another thread.
     """
 
     def __init__(self, path: str, *, ioctl: Ioctl | None = None, proc: Path = PROC) -> None:
@@ -235,6 +236,7 @@ class ReaderWatch:
         self._count: int | None = None
         self._scan: Generator[None, None, int | None] | None = None
         self._scanned_at_s: float | None = None
+        self._lock = threading.Lock()
         self._descriptor = self._subscribe()
 
     def _subscribe(self) -> int:
@@ -253,11 +255,12 @@ class ReaderWatch:
 
     def count(self, now_s: float) -> int | None:
         """Return the number of readers, or None where that cannot be known (yet)."""
-        if self._descriptor >= 0:
-            self._take_events()
-        else:
-            self._search(now_s)
-        return self._count
+        with self._lock:
+            if self._descriptor >= 0:
+                self._take_events()
+            else:
+                self._search(now_s)
+            return self._count
 
     def _take_events(self) -> None:
         for _ in range(_ENTRIES):
@@ -286,9 +289,10 @@ class ReaderWatch:
 
     def close(self) -> None:
         """Let the device go."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        with self._lock:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
 
 
 def _processes_holding(target: str, proc: Path) -> Generator[None, None, int | None]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
-from vidmatte.errors import CameraLostError
+from vidmatte.errors import CameraLostError, InputError
 from vidmatte.sources._devices import (
     CameraDescription,
     in_container,
@@ -48,7 +48,8 @@ def open_device(
 ) -> StreamCamera:
     """Open a camera with the wanted size and rate, or what it can that is nearest.
 
-    Raises CameraLostError: absent, busy, not allowed, or it refuses every format.
+    Raises CameraLostError when it is absent, busy or refuses every format, InputError when it is
+    not allowed.
     """
     import av
 
@@ -126,7 +127,7 @@ def _size_and_rate(size: tuple[int, int], rate: Fraction) -> dict[str, str]:
     return {"video_size": f"{size[0]}x{size[1]}", "framerate": str(rate)}
 
 
-def _lost(device: str, failure: BaseException) -> CameraLostError:
+def _lost(device: str, failure: BaseException) -> InputError:
     code = getattr(failure, "errno", None)
     if code == errno.EBUSY:
         return CameraLostError(
@@ -134,7 +135,7 @@ def _lost(device: str, failure: BaseException) -> CameraLostError:
             hint=f"close that program; `fuser {device}` tells which it is",
         )
     if code in (errno.EACCES, errno.EPERM):
-        return CameraLostError(f"camera {device}: not allowed", hint=permission_hint(device))
+        return InputError(f"camera {device}: not allowed", hint=permission_hint(device))
     if code in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return CameraLostError(f"no camera {device}", hint=why_no_camera())
     hint = "in a container it needs --device" if in_container() else REPLUG

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, Protocol
 
-from vidmatte.errors import CameraLostError, UsageError
+from vidmatte.errors import CameraLostError, InputError, UsageError
 from vidmatte.frames import Frame, VideoInfo
 from vidmatte.sources._devices import CameraDescription, list_cameras, why_no_camera
 
@@ -110,7 +110,8 @@ def _looks_like_a_file(name: str) -> bool:
 def find_camera(name: str | None) -> CameraDescription:
     """Find the camera that a number, a device file or a name stands for; None is the first.
 
-    Raises CameraLostError when it is not there, with what is.
+    Raises CameraLostError when that device is not there, InputError when no camera has that name;
+    the hint says which there are.
     """
     cameras = list_cameras()
     if name is None:
@@ -130,9 +131,10 @@ def find_camera(name: str | None) -> CameraDescription:
     if os.path.exists(name):  # a device that the list leaves out, like a virtual camera
         return CameraDescription(-1, name, name)
     listed = ", ".join(f"{c.number} {c.name}" for c in cameras)
-    raise CameraLostError(
-        f"no camera {name}", hint=f"there is: {listed}" if listed else why_no_camera()
-    )
+    hint = f"there is: {listed}" if listed else why_no_camera()
+    if name.isdecimal() or name.startswith("/dev/"):
+        raise CameraLostError(f"no camera {name}", hint=hint)
+    raise InputError(f"no camera is named {name}", hint=hint)
 
 
 def _even(size: tuple[int, int] | None) -> tuple[int, int] | None:
