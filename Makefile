@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test slow lint clean
+.PHONY: run test faults slow lint clean
 
 run: $(STAMP)
 	$(BIN)/python -m vidmatte demo --output demo
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest
+
+# Bad files, faults while running, hostile input, fuzzing: all of it, with the numbers at the end.
+faults: $(STAMP)
+	$(BIN)/python tests/faults_report.py
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -271,6 +271,7 @@ def _as_json(verdict: Verdict, target: str) -> dict[str, Any]:
             "arguments": [os.fsencode(a).decode("utf8", "backslashreplace") for a in run.arguments],
             "exit_code": run.exit_code,
             "seconds": round(run.seconds, 2),
+            "timed_out": run.timed_out,
             "peak_mb": run.peak_mb,
             "stdout": run.stdout,
             "stderr": run.stderr,

@@ -11,6 +11,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from fuzzing import ENOUGH, LIMIT_S, Verdict
 
 pytestmark = pytest.mark.fault
 
+Record = Callable[[str, object], None]
 PROCESSES = 2
 # Seeds of the thousands lie behind those of the hundreds.
 SLOW_SEED = int(os.environ.get("VIDMATTE_FUZZ_SEED", "100000"))
@@ -68,16 +70,20 @@ def report(wrong: list[Verdict], kind: str) -> str:
     )
 
 
-def check(kind: str, verdicts: list[Verdict], count: int) -> None:
+def check(kind: str, verdicts: list[Verdict], count: int, record_property: Record) -> None:
+    """Fail on whatever went wrong; tell `make faults` what was counted."""
+    record_property("fuzz_cases", len(verdicts))
+    record_property("hangs", sum(verdict.seconds >= LIMIT_S for verdict in verdicts))
+    record_property("tracebacks", sum("Traceback" in verdict.stderr for verdict in verdicts))
     wrong = [verdict for verdict in verdicts if verdict.problems]
     assert not wrong, report(wrong, kind)
     assert len(verdicts) == count
 
 
 @pytest.mark.timeout(300)
-def test_300_damaged_videos_and_pictures(tmp_path: Path) -> None:
+def test_300_damaged_videos_and_pictures(tmp_path: Path, record_property: Record) -> None:
     verdicts = fuzz("media", 0, 300, tmp_path)
-    check("media", verdicts, 300)
+    check("media", verdicts, 300, record_property)
     # Damage that is always noticed, or never, would test one half of the code only.
     succeeded = sum(verdict.exit_code == 0 for verdict in verdicts)
     assert 60 < succeeded < 240
@@ -86,24 +92,25 @@ def test_300_damaged_videos_and_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_60_damaged_weights(tmp_path: Path) -> None:
+def test_60_damaged_weights(tmp_path: Path, record_property: Record) -> None:
     verdicts = fuzz("weights", 0, 60, tmp_path)
-    check("weights", verdicts, 60)
+    check("weights", verdicts, 60, record_property)
     assert 3 < sum(verdict.exit_code == 0 for verdict in verdicts) < 40
     assert {verdict.base for verdict in verdicts} == {use.damaged for use in USES}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_thousands_of_damaged_videos_and_pictures(tmp_path: Path) -> None:
-    check("media", fuzz("media", SLOW_SEED, SLOW_CASES, tmp_path), SLOW_CASES)
+def test_thousands_of_damaged_videos_and_pictures(tmp_path: Path, record_property: Record) -> None:
+    verdicts = fuzz("media", SLOW_SEED, SLOW_CASES, tmp_path)
+    check("media", verdicts, SLOW_CASES, record_property)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_thousand_damaged_weights(tmp_path: Path) -> None:
+def test_a_thousand_damaged_weights(tmp_path: Path, record_property: Record) -> None:
     count = max(1, SLOW_CASES // 5)
-    check("weights", fuzz("weights", SLOW_SEED, count, tmp_path), count)
+    check("weights", fuzz("weights", SLOW_SEED, count, tmp_path), count, record_property)
 
 
 def test_a_seed_means_the_same_bytes(tmp_path: Path) -> None:
