@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import sys
@@ -23,6 +24,7 @@ CONFIRM_S = 3.0  # after the first press of space, within which the second one c
 # Presses of space closer than this are a key that is held down, which must not show the room: it
 # repeats every 30 to 90 ms, after a first pause of 250 to 660 ms that looks like a second press.
 HELD_S = 0.2
+_ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]?|O.|.)?")  # ECMA-48's: arrows and the like
 HELP = "keys: b next background, space show the camera as it is, f freeze, m mirror, q quit"
 
 
@@ -63,8 +65,7 @@ class TerminalKeys:
         if not data:
             self._before = None
             return []
-        text = data.decode("utf-8", "replace")
-        return [] if text.startswith("\x1b") else list(text)
+        return list(_ESCAPES.sub("", data.decode("utf-8", "replace")))
 
     def _set_single_keys(self) -> None:
         """Hand over each key at once and unseen; Ctrl-C stays a signal."""

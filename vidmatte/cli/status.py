@@ -119,9 +119,8 @@ def _used(status: LiveStatus, cpu_share: float | None) -> str:
 def last_line(result: LiveResult, recorded: str | None) -> str:
     """Sum a session up."""
     status, counts = result.status, result.status.counts
-    fps = counts.shown / result.elapsed_s if result.elapsed_s else 0.0
     parts = [
-        f"webcam: {counts.shown} pictures in {result.elapsed_s:.1f} s, {fps:.1f} fps",
+        f"webcam: {counts.shown} pictures in {result.elapsed_s:.1f} s",
         f"{counts.dropped} dropped, {counts.repeated} repeated, "
         f"{counts.closed} of the background alone",
         f"latency {status.latency_p50_ms:.0f}/{status.latency_p95_ms:.0f} ms (p50/p95)",
