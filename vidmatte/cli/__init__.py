@@ -14,6 +14,7 @@ from vidmatte.errors import VidmatteError
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 COMMANDS = {
+    "cameras": "vidmatte.cli.cameras:cameras",
     "control": "vidmatte.cli.control:control",
     "demo": "vidmatte.cli.demo:demo",
     "models": "vidmatte.cli.models:models",

@@ -69,10 +69,7 @@ def why_no_camera() -> str:
         )
     if in_container() or v4l2.hidden_devices():
         return "give the container the camera: docker run --device /dev/video0 …"
-    return (
-        "plug one in; `vidmatte cameras` lists them, `--camera synthetic` and `--camera FILE` "
-        "need none"
-    )
+    return "plug one in; `vidmatte cameras` lists them"
 
 
 def in_container() -> bool:

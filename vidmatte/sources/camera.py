@@ -11,7 +11,22 @@ from typing import Literal, Protocol
 
 from vidmatte.errors import CameraLostError, InputError, UsageError
 from vidmatte.frames import Frame, VideoInfo
-from vidmatte.sources._devices import CameraDescription, list_cameras, why_no_camera
+from vidmatte.sources._devices import (
+    CameraDescription,
+    list_cameras,
+    permission_hint,
+    why_no_camera,
+)
+
+__all__ = [
+    "Camera",
+    "CameraChoice",
+    "CameraDescription",
+    "list_cameras",
+    "open_camera",
+    "permission_hint",
+    "why_no_camera",
+]
 
 SYNTHETIC = "synthetic"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
