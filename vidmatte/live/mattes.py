@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # repeated for longer either. Six frames at 30 fps; the error of a carried mask does not grow until
 # then (benchmarks/NOTES.md, Live).
 LONGEST_CARRY_S = 0.2
-MASK_INTERVAL_S = 0.1  # masks are asked for at least as often, whatever the level says
+MASK_INTERVAL_S = 0.08  # masks are asked for at least as often, whatever the level says
 # A mask of which less can be trusted has lost its subject; all real leaks were below .55.
 _WHOLE = 0.7
 _SLACK_PX = 1

@@ -60,7 +60,7 @@ class Networks:
         self._answers: Latest[Answer | VidmatteError] = Latest()
         self._changing = threading.Lock()
         self._closed = False
-        self.taken = -1  # serial of the last question that the network began with
+        self.taken = self.answered = -1  # serial of the last question begun with, and answered
         first, *rest = dict.fromkeys(sizes)
         self._networks = {first: open_network(info, choice, first)}
         self.model = self._networks[first].model
@@ -121,6 +121,7 @@ class Networks:
             while (question := self._questions.get()) is not None:
                 self.taken = question.serial
                 self._answers.put(self._infer(question))
+                self.answered = question.serial
         except CancelledError:
             pass
         except Exception as exc:  # noqa: BLE001 - raised again by answer(), on the caller's thread
