@@ -212,6 +212,7 @@ class Pipeline:
         try:
             for work, times in zip(self._works, self.stages, strict=True):
                 self._threads.append(self._launch(work, times.name, stop))
+            self._works.clear()  # a circle: with it, what the run used would outlive it
             while not stop.wait(self._is_consumed, tick_s) and not stop.requested:
                 tick()
         finally:

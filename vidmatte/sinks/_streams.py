@@ -233,6 +233,7 @@ class Carrier:
                 self._dropped[transcoder.name] += transcoder.damaged
         for name, count in self._dropped.items():
             self._report.losses.append(f"{name}: {count} damaged packets are left out")
+        self._routes.clear()  # they hold this carrier, and so the input would stay open in memory
         for name, count in self._changed.items():
             self._report.losses.append(
                 f"{name}: its rate or channels change; {count} packets are left out"
