@@ -76,3 +76,60 @@ def pictures_in(path: Path) -> int:
         for _ in container.decode(video=0):
             count += 1
     return count
+
+
+def at(event: str, action: str, count: int = 0) -> str:
+    """Code that does `action` once `event` has been gone through `count` times."""
+    return BREAKERS[event].format(count=count, action=action)
+
+
+BREAKERS = {
+    "opening": """
+from vidmatte.sources.file import FileSource
+def enter(self):
+    {action}
+FileSource.__enter__ = enter
+""",
+    "decoder": """
+from vidmatte.sources.file import FileSource
+frames_of = FileSource.__iter__
+def frames(self):
+    for frame in frames_of(self):
+        if frame.index == {count}:
+            {action}
+        yield frame
+FileSource.__iter__ = frames
+""",
+    "model": """
+from vidmatte.backends import null
+def open_backend(request):
+    {action}
+null.open_backend = open_backend
+""",
+    "backend": """
+from vidmatte.backends import null
+def formula(matte, index):
+    matte[:] = 1
+    if index == {count}:
+        {action}
+null.FORMULAS["ones"] = formula
+""",
+    "encoder": """
+from vidmatte.sinks.file import FileSink
+class Encoder:
+    def __init__(self, stream):
+        self.stream, self.count = stream, 0
+    def encode(self, picture):
+        if picture is not None and self.count == {count}:
+            {action}
+        self.count += 1
+        return self.stream.encode(picture)
+add = FileSink._add_video
+FileSink._add_video = lambda self, muxing: Encoder(add(self, muxing))
+""",
+}
+
+
+def hang(reached: Path) -> str:
+    """Code that makes the file `reached` and then hangs in C code."""
+    return f"open({str(reached)!r}, 'w').close(); sleep_in_c()"
