@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator
 from contextlib import suppress
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidmatte.errors import CameraLostError, InputError
 from vidmatte.frames import Frame, VideoInfo
 from vidmatte.inputs import source_of
+from vidmatte.sequences import is_sequence
 from vidmatte.sources._live import Stamper, Waiter, live_info
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ LATE_S = 1.0  # a picture that is due longer ago than this moves all that follow
 
 
 class FileCamera:
-    """Plays a file or numbered pictures (`rate` is theirs) in a loop by the clock.
+    """Plays a file or numbered pictures (`rate` is that of the pictures) in a loop by the clock.
 
     Drops nothing: each picture comes when it is due, or at once when that has passed, and is
     stamped with its due time. After a pause of the whole process of over a second it goes on from
@@ -30,7 +33,7 @@ class FileCamera:
 
     def __init__(self, name: str, *, rate: Fraction | None = None) -> None:
         self._name = name
-        self._rate = rate
+        self._rate = rate if is_sequence(Path(name)) and not os.path.lexists(name) else None
         self._waiter = Waiter(name)
         self._stamper = Stamper()
         self._rounds = self._play()

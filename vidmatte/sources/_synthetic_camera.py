@@ -62,7 +62,7 @@ class SyntheticCamera:
 
     Pictures are stamped with the time of the tick they belong to
     and carry their index (`code_of`). A reader that is late gets up to
-    `BUFFERS` old ticks at once; older ones are skipped. Sizes must be even and at least 64.
+    `BUFFERS` old ticks at once; older ones are skipped. Sizes must be even and at least 32.
     """
 
     def __init__(self, size: tuple[int, int] | None = None, rate: Fraction | None = None) -> None:

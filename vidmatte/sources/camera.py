@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 SYNTHETIC = "synthetic"
+SMALLEST = 32  # side of a synthetic picture that still holds its code
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -98,7 +99,7 @@ def open_camera(choice: CameraChoice) -> Camera:
     if name is not None and kind == "file":
         from vidmatte.sources._file_camera import FileCamera
 
-        return FileCamera(name)
+        return FileCamera(name, rate=choice.rate)
     from vidmatte.sources._device_camera import open_device
 
     return open_device(find_camera(name), size=choice.size, rate=choice.rate)
@@ -155,6 +156,6 @@ def find_camera(name: str | None) -> CameraDescription:
 def _even(size: tuple[int, int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
-    if min(size) < 64:
+    if min(size) < SMALLEST:
         raise UsageError(f"camera {SYNTHETIC}: pictures of {size[0]}x{size[1]} are too small")
     return size[0] & ~1, size[1] & ~1
