@@ -85,7 +85,10 @@ def plan_folder(
     plan = FolderPlan()
     inputs = _inputs(source, target, plan)
     if not inputs and not plan.jobs:
-        raise InputError(f"{source}: holds no video or picture")
+        raise InputError(
+            f"{source}: holds no video or picture",
+            hint="its files are told apart by their extensions, like .mp4 and .png",
+        )
     identities = {_identity(path) for path in inputs}
     taken: dict[Path, Path] = {}
     for path in inputs:
@@ -212,7 +215,7 @@ def _run_job(
 ) -> JobOutcome:
     try:
         if job.problem is not None:
-            raise InputError(f"{job.source}: {job.problem}")
+            raise InputError(f"{job.source}: {job.problem}", hint="rename it, or run it by itself")
         job.target.parent.mkdir(parents=True, exist_ok=True)
         result = start(str(job.source), {str(job.target): job.content}).run(stop, on_progress)
         return JobOutcome(job, result)
@@ -220,4 +223,5 @@ def _run_job(
         return JobOutcome(job, error=exc)
     except OSError as exc:
         reason = (exc.strerror or str(exc)).lower()
-        return JobOutcome(job, error=OutputError(f"{job.target.parent}: {reason}"))
+        error = OutputError(f"{job.target.parent}: {reason}", hint="name another folder")
+        return JobOutcome(job, error=error)

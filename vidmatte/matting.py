@@ -191,7 +191,10 @@ class Matting:
     def _checked(self, batch: list[_Prepared], answers: Probability) -> Iterator[Inference]:
         for (frame, image), probability in zip(batch, answers, strict=True):
             if not np.isfinite(probability.sum()):
-                raise BackendError(f"frame {frame.index}: the network returned NaN")
+                raise BackendError(
+                    f"frame {frame.index}: the network returned NaN",
+                    hint="try --precision f32, or other weights",
+                )
             yield Inference(frame, image, probability.copy())
 
     def _prepared(self, frames: Iterator[Frame]) -> Iterator[_Prepared]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Protocol, TextIO
 
-from vidmatte.errors import CancelledError, InputError, OutputError, UsageError
+from vidmatte.errors import CancelledError, InputError, UsageError
 from vidmatte.frames import VideoInfo
 from vidmatte.sequences import is_sequence, numbered_files
 from vidmatte.sinks import Sink
-from vidmatte.sinks._shared import os_reason
+from vidmatte.sinks._shared import refused
 from vidmatte.sinks.file import FileSink, Muxing
 from vidmatte.sinks.gif import GifSink
 from vidmatte.sinks.images import PictureSink, SequenceSink, part_folder
@@ -157,7 +157,7 @@ class StreamDestination:
             descriptor = _open_with_reader(self._path, self._withdrawn)
             os.set_blocking(descriptor, True)
         except OSError as exc:
-            raise OutputError(f"{self.name}: {os_reason(exc)}") from exc
+            raise refused(self.name, exc) from exc
         return descriptor
 
     def flush(self) -> None:
@@ -251,8 +251,12 @@ def contents_of(
         (foreground, "transparent"),
     ]
     contents = {name: content for name, content in named if name is not None}
-    if len(contents) < sum(name is not None for name, _ in named):
-        raise UsageError("two outputs have the same name")
+    names = [name for name, _ in named if name is not None]
+    if len(contents) < len(names):
+        same = next(name for name in names if names.count(name) > 1)
+        raise UsageError(
+            f"{same}: two outputs have the same name", hint="choose another for one of them"
+        )
     return contents
 
 

@@ -399,7 +399,10 @@ class FileRun:
         self._report()
         error = outcome.error
         if error is None and self._strict and not outcome.stopped and self._source.damage:
-            error = InputError(f"{self._source_name}: {self._source.damage[0]} (--strict)")
+            error = InputError(
+                f"{self._source_name}: {self._source.damage[0]} (--strict)",
+                hint="leave --strict out to keep what can be read",
+            )
         if error is None and not outcome.stopped:
             error = self._commit()
             if error is None:

@@ -225,7 +225,10 @@ def run(
         job = start_run(source, contents_of(output, alpha_file, foreground_file, background))
         return console.show(job.run(stop, console.progress), source)
     if alpha_file is not None or foreground_file is not None or rate is not None:
-        raise UsageError("--alpha, --foreground and --rate are for one input, not for a folder")
+        raise UsageError(
+            "--alpha, --foreground and --rate are for one input, not for a folder",
+            hint="leave them out, or name one file",
+        )
     from vidmatte.cli.folder import run_plan
 
     plan = _folder_plan(
@@ -262,10 +265,10 @@ def _cut(start: float | None, end: float | None, frame: float | None) -> Cut:
 
     if frame is not None:
         if start is not None or end is not None:
-            raise UsageError("--frame and --start/--end exclude each other")
+            raise UsageError("--frame and --start/--end exclude each other", hint="leave one out")
         return Cut(start_s=frame, frames=1)
     if end is not None and end <= (start or 0.0):
-        raise UsageError("--end must be after --start")
+        raise UsageError("--end must be after --start", hint="both count from the input's start")
     return Cut(start_s=start, end_s=end)
 
 

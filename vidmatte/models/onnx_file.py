@@ -33,7 +33,9 @@ def parse_onnx(data: bytes, path: Path, networks: list[Network]) -> tuple[Networ
             for conv, node in pairs:
                 values.take(conv, node, tensors)
             return network, tensors
-    raise ModelError(f"{path} is no export of the U²-Net family ({len(convs)} convolutions)")
+    raise ModelError(
+        f"{path} is no export of the U²-Net family ({len(convs)} convolutions)", hint=_HINT
+    )
 
 
 def _graph(data: bytes, path: Path) -> Any:

@@ -100,7 +100,10 @@ def parse_tensors(data: bytes, path: Path) -> Tensors:
         tensors = _parse_pickle(data, path)
     else:
         known = ", ".join(SUFFIXES)
-        raise ModelError(f"{path} is not a weights file: expected {known}")
+        raise ModelError(
+            f"{path} is not a weights file: expected {known}",
+            hint="an .onnx file is first imported: vidmatte models import FILE",
+        )
     return {key.removeprefix("module."): value for key, value in tensors.items()}
 
 
@@ -180,7 +183,9 @@ def folded(network: Network, tensors: Tensors) -> FoldedTensors:
     for conv in convolutions(network):
         weight, bias = _fold_one(conv, tensors)
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-            raise ModelError(f"the weights of {conv.name} are not finite numbers")
+            raise ModelError(
+                f"the weights of {conv.name} are not finite numbers", hint="get the file again"
+            )
         result[conv.weight_key] = weight
         result[conv.bias_key] = bias
     return result
@@ -201,7 +206,9 @@ def _fold_one(
             np.asarray(tensors[conv.bn_key(part)], np.float32) for part in parts
         )
     except KeyError as exc:
-        raise ModelError(f"the weights lack {exc.args[0]}") from exc
+        raise ModelError(
+            f"the weights lack {exc.args[0]}", hint="save the whole model.state_dict()"
+        ) from exc
     scale = gamma / np.sqrt(variance + np.float32(BN_EPSILON))
     return weight * scale[:, None, None, None], (bias - mean) * scale + beta
 

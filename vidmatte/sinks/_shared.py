@@ -32,8 +32,10 @@ WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EIO,
 def output_error(name: str, exc: Exception) -> OutputError:
     """Translate what PyAV or the system raised while writing `name`."""
     if isinstance(exc, OSError) and exc.errno in WRITE_ERRORS:
-        return OutputError(f"{name}: {os_reason(exc)}")
-    return OutputError(f"{name}: cannot be encoded: {exc}")
+        return refused(name, exc)
+    return OutputError(
+        f"{name}: cannot be encoded: {exc}", hint="try another --codec or another extension"
+    )
 
 
 @contextmanager
@@ -62,6 +64,24 @@ def os_reason(exc: OSError) -> str:
         errno.EEXIST: "exists already; it appeared during the run",
     }
     return known.get(exc.errno or 0, (exc.strerror or str(exc)).lower())
+
+
+def refused(name: object, exc: OSError, what: str = "") -> OutputError:
+    """Say why the operating system refused `name`, and what may help; `what` goes before it."""
+    hints = {
+        errno.ENOSPC: "free some space, or write to another disk",
+        errno.EDQUOT: "free some space, or write to another disk",
+        errno.EFBIG: "raise the limit with ulimit -f, or write a shorter part with --end",
+        errno.ENOENT: "make the folder first",
+        errno.EACCES: "write into another folder, or change the permissions",
+        errno.EPERM: "write into another folder, or change the permissions",
+        errno.EROFS: "write to another disk",
+        errno.ENAMETOOLONG: "choose a shorter name",
+        errno.EPIPE: "let the program that reads it run to the end",
+        errno.EEXIST: "use --overwrite to replace it, or choose another name",
+    }
+    hint = hints.get(exc.errno or 0, "write to another disk or under another name")
+    return OutputError(f"{name}: {what}{os_reason(exc)}", hint=hint)
 
 
 class Converter:

@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidmatte.errors import OutputError
 from vidmatte.frames import RANGE_FULL, VideoInfo
 from vidmatte.sequences import numbered_files
 from vidmatte.sinks import SinkReport
-from vidmatte.sinks._shared import Turner, converter_for, os_reason, translated
+from vidmatte.sinks._shared import Turner, converter_for, refused, translated
 from vidmatte.sinks.part import PartFolder, rename
 from vidmatte.sinks.plan import OutputPlan
 
@@ -92,7 +91,7 @@ class SequenceSink:
             _write_whole(self.path / name, data)
         except OSError as exc:
             self._folder.check()
-            raise OutputError(f"{self._pattern}: {os_reason(exc)}") from exc
+            raise refused(self._pattern, exc) from exc
         self._files.append(name)
 
     def close(self) -> None:
@@ -110,7 +109,7 @@ class SequenceSink:
                 target = self._pattern.with_name(name)
                 rename(self.path / name, target, replace=self._replace)
         except OSError as exc:
-            raise OutputError(f"{self._pattern}: {os_reason(exc)}") from exc
+            raise refused(self._pattern, exc) from exc
         self._folder.remove()
 
     def abandon(self) -> Path | None:

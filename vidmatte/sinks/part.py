@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
 
 from vidmatte.errors import OutputError
-from vidmatte.sinks._shared import os_reason
+from vidmatte.sinks._shared import refused
 
 try:
     import fcntl
 except ImportError:  # Windows has no flock; O_EXCL alone guards there
     fcntl = None  # type: ignore[assignment]
+
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 
 
 def part_name(target: Path) -> Path:
@@ -27,15 +31,20 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     """Raise OutputError for what can be known to fail before any work is done."""
     folder = target.parent
     if not os.path.isdir(folder):
-        raise OutputError(f"{target}: the folder does not exist", hint=f"mkdir -p '{folder}'")
+        hint = f"mkdir -p '{folder}'"
+        if _ADDRESS.match(str(target)):
+            hint = "an output is a file name; addresses are not opened"
+        raise OutputError(f"{target}: the folder does not exist", hint=hint)
     if os.path.isdir(target):
         raise OutputError(f"{target}: is a folder", hint="name a file in it")
     if os.path.lexists(target) and not overwrite:
         raise OutputError(f"{target}: exists already", hint="use --overwrite to replace it")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{target}: the folder is not writable")
+        raise OutputError(f"{target}: the folder is not writable", hint="write into another folder")
     if shutil.disk_usage(folder).free == 0:
-        raise OutputError(f"{target}: the disk is full")
+        raise OutputError(
+            f"{target}: the disk is full", hint="free some space, or write to another disk"
+        )
 
 
 class PartFile:
@@ -55,7 +64,7 @@ class PartFile:
         try:
             self.descriptor = self._create()
         except OSError as exc:
-            raise OutputError(f"{target}: cannot be written: {os_reason(exc)}") from exc
+            raise refused(target, exc, "cannot be written: ") from exc
 
     def _create(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
@@ -74,7 +83,7 @@ class PartFile:
             os.fsync(self.descriptor)
         except OSError as exc:
             if exc.errno not in (errno.EINVAL, errno.ENOTSUP):
-                raise OutputError(f"{self.target}: {os_reason(exc)}") from exc
+                raise refused(self.target, exc) from exc
 
     def close(self) -> None:
         """Close the descriptor, and so unlock the part; raise nothing."""
@@ -89,7 +98,7 @@ class PartFile:
         try:
             rename(self.path, self.target, replace=self._replace)
         except OSError as exc:
-            raise OutputError(f"{self.target}: {os_reason(exc)}") from exc
+            raise refused(self.target, exc) from exc
         self.close()
 
     def discard(self) -> None:
@@ -114,7 +123,7 @@ class PartFolder:
         try:
             self._create(target)
         except OSError as exc:
-            raise OutputError(f"{target}: cannot be written: {os_reason(exc)}") from exc
+            raise refused(target, exc, "cannot be written: ") from exc
 
     def _create(self, target: Path) -> None:
         try:

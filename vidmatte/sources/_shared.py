@@ -52,7 +52,7 @@ def open_descriptor(path: str | os.PathLike[str]) -> int:
         return descriptor
     os.close(descriptor)
     if stat.S_ISDIR(mode):
-        raise InputError(f"{name}: is a folder, not a video")
+        raise InputError(f"{name}: is a folder, not a video", hint="name a file in it")
     raise InputError(
         f"{name}: is not a regular file", hint="pipe it in and name the input '-' instead"
     )
@@ -99,23 +99,29 @@ def open_container(descriptor: int, name: str) -> InputContainer:
     try:
         return av.open("fd:", options=options, metadata_errors="replace")
     except MemoryError as exc:  # the file asks for absurdly much
-        raise InputError(*_unopenable(descriptor, name, exc)) from None
+        raise _unopenable(descriptor, name, exc) from None
     except (av.FFmpegError, OSError, ValueError) as exc:
-        raise InputError(*_unopenable(descriptor, name, exc)) from exc
+        raise _unopenable(descriptor, name, exc) from exc
 
 
-def _unopenable(descriptor: int, name: str, exc: Exception) -> tuple[str]:
+def _unopenable(descriptor: int, name: str, exc: Exception) -> InputError:
     if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):
-        return (f"{name}: cannot be opened: {_why(exc)}",)
+        return InputError(f"{name}: cannot be opened: {_why(exc)}")
     try:
         if os.fstat(descriptor).st_size == 0 and stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return (f"{name}: is empty",)
+            return InputError(f"{name}: is empty", hint="copy or download it again")
         head = os.pread(descriptor, 12, 0)
     except OSError:
         head = b""
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
-        return (f"{name}: its index is missing or damaged; the recording or copy was cut short",)
-    return (f"{name}: is not a video or picture that can be read",)
+        return InputError(
+            f"{name}: its index is missing or damaged; the recording or copy was cut short",
+            hint="copy or download it again",
+        )
+    return InputError(
+        f"{name}: is not a video or picture that can be read",
+        hint="check the name; playlists, scripts and texts are not opened",
+    )
 
 
 def video_stream(container: InputContainer, name: str) -> av.VideoStream:
@@ -124,7 +130,9 @@ def video_stream(container: InputContainer, name: str) -> av.VideoStream:
 
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not videos:
-        raise InputError(f"{name}: has no video stream")
+        raise InputError(
+            f"{name}: has no video stream", hint="sound alone has no background; check the name"
+        )
     return next((s for s in videos if s.disposition & Disposition.default), videos[0])
 
 

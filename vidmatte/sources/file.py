@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Packet = av.Packet[av.stream.Stream]
 
 MAX_ERRORS_IN_A_ROW = 500  # packets; past that the rest of the stream is taken for lost
+_CONVERT = "convert it first, to H.264 for example"
 REORDER_PICTURES = 16  # what H.264 and HEVC may hold back (their largest picture buffer)
 
 
@@ -137,7 +138,8 @@ class FileSource:
                 f"{self._name}: its index is at the end, and a pipe cannot go back",
                 hint="name the file instead of piping it, or move its index to the front",
             )
-        return InputError(f"{self._name}: {self._report.why_nothing()}")
+        hint = "check the name, or copy or download it again"
+        return InputError(f"{self._name}: {self._report.why_nothing()}", hint=hint)
 
     def _open_decoder(self) -> av.VideoCodecContext:
         import av
@@ -145,7 +147,7 @@ class FileSource:
         stream = self._stream
         context: av.VideoCodecContext | None = stream.codec_context
         if context is None:
-            raise InputError(f"{self._name}: no decoder knows its video format")
+            raise InputError(f"{self._name}: no decoder knows its video format", hint=_CONVERT)
         self._check_size(stream.width, stream.height)
         if stream.metadata.get("alpha_mode") == "1" and context.name in ("vp9", "vp8"):
             # The native decoders drop the alpha that WebM keeps in block additions.
@@ -195,7 +197,9 @@ class FileSource:
                 pictures = self._decoder.decode(packet if packet.size else None)
                 in_a_row = 0
             except av.error.DecoderNotFoundError as exc:
-                raise InputError(f"{self._name}: no decoder knows its video format") from exc
+                raise InputError(
+                    f"{self._name}: no decoder knows its video format", hint=_CONVERT
+                ) from exc
             except av.error.EOFError:
                 continue
             except BlockingIOError as exc:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 DEFAULT_RATE = Fraction(25)
+_GET_AGAIN = "get the picture again, or remove it"
 MAX_LOST_IN_A_ROW = 500  # pictures; past that the rest is taken for lost
 
 
@@ -161,16 +162,18 @@ class ImageSequenceSource:
 
         stream = _shared.video_stream(container, str(path))
         if not container.format.name.endswith("_pipe"):
-            raise InputError(f"{path}: is not a picture")
+            raise InputError(
+                f"{path}: is not a picture", hint="remove it, or name the video itself"
+            )
         self._check_size(path, stream.width, stream.height)
         stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
         stream.codec_context.thread_count = 1  # a picture holds no work for more, and waits less
         try:
             picture = next(container.decode(stream), None)
         except (av.FFmpegError, ValueError) as exc:
-            raise InputError(f"{path}: cannot be decoded") from exc
+            raise InputError(f"{path}: cannot be decoded", hint=_GET_AGAIN) from exc
         if picture is None:
-            raise InputError(f"{path}: cannot be decoded")
+            raise InputError(f"{path}: cannot be decoded", hint=_GET_AGAIN)
         self._check_size(path, picture.width, picture.height)
         if not hasattr(self, "_described"):
             self._described = describe(self._name, container, stream, picture)

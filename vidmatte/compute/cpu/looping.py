@@ -112,7 +112,10 @@ class LoopedPictures:
         self._frames = iter(pictures)
         self._shown = self._following()
         if self._shown is None:
-            raise InputError(f"{self.info.name}: the background video holds no picture")
+            raise InputError(
+                f"{self.info.name}: the background video holds no picture",
+                hint="name another picture, video or colour",
+            )
         self._first_s = self._shown.time_s
         self._next = self._following()
 
