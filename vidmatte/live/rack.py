@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,10 @@ import numpy as np
 from vidmatte.backdrop import Backdrop
 from vidmatte.compute.cpu._shared import load_cv2
 from vidmatte.compute.cpu.colour import colour_samples, effective_colour
-from vidmatte.errors import InputError, UsageError, VidmatteError, printable
+from vidmatte.compute.cpu.looping import VideoBackground
+from vidmatte.errors import InputError, UsageError, printable
 from vidmatte.frames import Frame, Layout, VideoInfo, plane_views
+from vidmatte.live.ahead import AheadBackground, reason
 from vidmatte.live.folder import WatchedFolder
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 NONE = "none"
 SCAN_S = 1.5  # between looks at watched folders
 GREY = (48, 48, 48)  # shown alone where the background would be the camera itself
-MAX_STEP_S = 0.5  # what a background video may catch up per frame; a longer pause is left out
 MAX_EVENTS = 100  # kept for a reader who does not come
 MAX_NOTICES = 8  # pictures kept with a notice on them
+_NO_ALPHA = np.zeros((0, 0), np.uint8)  # a still picture does not look at it
 
 
 class BackgroundRack:
@@ -71,7 +72,7 @@ class BackgroundRack:
 
         Raises VidmatteError where none of the first name's files can be used.
         """
-        self._info, self._layout = info, layout
+        self._info, self._layout, self._crew = info, layout, crew
         for folder in self._folders.values():
             self._events += folder.scan(first=True)[0]
         cycle = self._cycle()
@@ -197,7 +198,7 @@ class BackgroundRack:
             built = self._build(wish)
         except Exception as exc:  # noqa: BLE001 - a call goes on, whatever a file holds
             built = None
-            self._say(f"{_reason(wish, exc)}; the background stays as it is")
+            self._say(f"{reason(wish, exc)}; the background stays as it is")
         with self._changed:
             is_wanted = self._wish == wish and not self._closed
             if self._wish == wish:
@@ -234,20 +235,22 @@ class BackgroundRack:
         background = backdrop.build(self._info, self._layout)
         if background.constant is not None:
             return _Built(text, background, self._picture(background.constant))
+        blank = self._picture(grey)
         if not backdrop.files:  # blur
-            return _Built(text, background, self._picture(grey))
+            return _Built(text, background, blank)
+        if not isinstance(background, VideoBackground):
+            still = background.planes(Frame(blank, 0, 0, self._info.time_base), _NO_ALPHA)
+            return _Built(text, background, self._picture(still))
         try:
-            steady = _SteadyBackground(text, background, self._first_frame(grey), self._say)
+            ahead = AheadBackground(text, background, blank, self._say)
         except BaseException:
             background.close()
             raise
-        return _Built(text, steady, self._picture(steady.first))
+        ahead.start(self._crew)
+        return _Built(text, ahead, self._picture(ahead.first))
 
     def _watched(self) -> set[Path]:
         return {Path(folder.path) for folder in self._folders.values()}
-
-    def _first_frame(self, samples: Sequence[int]) -> Frame:
-        return Frame(self._picture(samples), 0, 0, Fraction(1, 1_000_000))
 
     def _picture(self, planes: Sequence[int] | Sequence[Samples]) -> av.VideoFrame:
         """Make a picture of the session's size from planes, or from one sample per plane."""
@@ -286,60 +289,6 @@ class _Built:
         """Close what the background reads."""
         if self.background is not None:
             self.background.close()
-
-
-class _SteadyBackground:
-    """A picture or video that never fails and never holds up: for the compute thread.
-
-    A video goes by the frames' times, but a pause of the session is left out, or all of it would
-    be decoded at once. When it cannot be read any more (its file is gone at the end of a loop)
-    its first picture stays. Building one shows the first picture, so that nothing is opened later.
-    """
-
-    constant = None
-
-    def __init__(
-        self, name: str, background: Background, frame: Frame, say: Callable[[str], None]
-    ) -> None:
-        self._name, self._background = name, background
-        self._say = say
-        self._lock = threading.Lock()  # `close` comes from another thread
-        self._is_open = True
-        self._last_s: float | None = None
-        self._time_s = 0.0
-        height, width = plane_views(frame.picture)[0].shape
-        planes = background.planes(frame, np.zeros((height, width), np.uint8))
-        self.first = [plane.copy() for plane in planes]
-
-    def planes(self, frame: Frame, alpha: Samples) -> list[Samples]:
-        """Return the planes for a frame; see `Background`."""
-        with self._lock:
-            if self._is_open:
-                try:
-                    return self._background.planes(self._in_own_time(frame), alpha)
-                except Exception as exc:  # noqa: BLE001 - a call goes on, whatever a file holds
-                    self._is_open = False
-                    self._background.close()
-                    self._say(f"{_reason(self._name, exc)}; the background stands still")
-            return self.first
-
-    def _in_own_time(self, frame: Frame) -> Frame:
-        now_s = frame.time_s
-        if self._last_s is not None:
-            self._time_s += min(max(now_s - self._last_s, 0.0), MAX_STEP_S)
-        self._last_s = now_s
-        return replace(frame, pts=round(self._time_s * 1e6), time_base=Fraction(1, 1_000_000))
-
-    def close(self) -> None:
-        """Close the file; `planes` then gives the first picture. May be called twice."""
-        with self._lock:
-            if self._is_open:
-                self._is_open = False
-                self._background.close()
-
-
-def _reason(name: str, exc: Exception) -> str:
-    return str(exc) if isinstance(exc, VidmatteError) else f"{name}: cannot be shown: {exc}"
 
 
 def with_notice(picture: av.VideoFrame, text: str) -> av.VideoFrame:
