@@ -183,10 +183,20 @@ def test_after_a_step_old_measurements_do_not_count() -> None:
 def test_a_suspended_machine_has_not_been_slow_all_the_time() -> None:
     governor = Governor(LEVELS)
     governor.update(Load(PERIOD_S, 0.5), 0)
-    governor.update(Load(PERIOD_S, 0.001), 0.25)
-    governor.update(Load(PERIOD_S, 0.001), 7200)
+    assert governor.update(Load(PERIOD_S, 0.5), 7200) == 0
     assert governor.update(Load(PERIOD_S, 0.001), 7200.25) == 0
     assert governor.said == ""
+
+
+def test_failures_of_long_ago_are_forgiven() -> None:
+    run = run_of(1.0)
+    while run.now_s < 1200:  # every recovery fails
+        run.for_s(TICK_S, 0.5 if run.governor.level > 1 else 8.0)
+    run.for_s(3600, 1.0)
+    assert run.governor.level == 0
+    run.for_s(8, 6.0)
+    assert run.governor.level > 0
+    assert run.for_s(40, 1.0).governor.level == 0
 
 
 def test_every_step_is_said_in_plain_words() -> None:

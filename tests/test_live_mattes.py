@@ -323,13 +323,11 @@ def test_there_is_no_mask_before_the_first_answer(bench: Callable[..., Bench]) -
 
 def test_after_a_reset_no_older_mask_is_used(bench: Callable[..., Bench]) -> None:
     one = bench(CARRIED)
-    start = enter(one)
-    one.network.free.clear()
+    start = enter(one, frames=9)
     one.alpha(frame_at(start, 100))
-    until(lambda: one.network.begun > one.network.finished or not one.is_asked)
+    assert one.network.begun == 4
+    one.settle()
     one.matting.reset()
-    one.network.free.set()
-    until(lambda: one.network.finished == one.network.begun)
     assert one.alpha(frame_at(start + 1, 100)) is None
     assert one.matting.present, "nobody vanishes because a picture was mirrored"
     one.settle()
@@ -383,11 +381,17 @@ def test_the_steady_state_survives_a_change_of_level(bench: Callable[..., Bench]
 
 
 def test_a_late_answer_is_not_taken_for_a_later_frames(bench: Callable[..., Bench]) -> None:
-    one = bench(SYNCHRONOUS, CARRIED)
-    start = enter(one)
-    one.matting.level = 1
+    one = bench(CARRIED, SYNCHRONOUS)
+    start = enter(one, frames=9)
     one.alpha(frame_at(start, 100))
-    one.matting.level = 0
+    one.settle()
+    one.matting.level = 1
+
+    def slowly(probability: np.ndarray) -> np.ndarray:
+        time.sleep(0.05)
+        return probability
+
+    one.network.change = slowly
     assert error(one.alpha(frame_at(start + 1, 220)), 220) < OWN_ERROR
 
 

@@ -56,7 +56,7 @@ _SETTLE_S = 1.0  # after a step, until measurements are of the new level
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 300.0  # of having room, before a step up
 _PROVEN_S = 30.0  # a step up that lasts as long has not failed
 _FORGIVING = 4  # after so many waits without a step down the wait is halved
-_LONGEST_GAP_S = 1.0  # more time between two updates tells nothing
+_LONGEST_GAP_S = 0.5  # more time between two updates tells nothing
 
 
 class Governor:
