@@ -28,7 +28,7 @@ from vidmatte.pipeline import Crew, Stop
 SIZE = (128, 96)
 ROOM, SUBJECT, DIGIT = 220, 100, 60
 ROOM_SEEN = 180  # no subject, stamp, background or notice of these tests is so bright
-BACKGROUND = "#003060"
+BACKGROUND = "#000030"
 MATTE_BELOW = 150  # luma: the fake network's idea of a subject
 RATE = Fraction(60)  # of the fake camera: tests are short
 SOON_S = 20.0  # what anything may take on a busy machine
@@ -61,10 +61,15 @@ def number_in(picture: av.VideoFrame) -> int | None:
     number = 0
     for bit in range(16):
         y, x = top + bit // 8 * tall + tall // 2, left + bit % 8 * wide + wide // 2
-        if not 40 < luma[y, x] < MATTE_BELOW or luma[top + tall, left + 1] < 50:
+        if not 40 < luma[y, x] < MATTE_BELOW:
             return None
         number |= int(luma[y, x] < (SUBJECT + DIGIT) // 2) << bit
     return number
+
+
+def mirrored(number: int) -> int:
+    """The number that a flipped picture shows: each row of eight bits from right to left."""
+    return sum((number >> bit & 1) << (bit & 8 | 7 - (bit & 7)) for bit in range(16))
 
 
 class TaggedCamera:
@@ -316,7 +321,8 @@ class Call:
         """The picture that a stamp claims is the picture sent."""
         for sent in self.output.sent:
             if sent.number is not None and sent.pts is not None:
-                assert self.camera.taken[sent.pts] == sent.number
+                number = self.camera.taken[sent.pts]
+                assert sent.number in (number, mirrored(number)), sent
 
     def assert_repeats_are_fresh(self) -> None:
         """New pictures never go back in time; none is older than 200 ms unless frozen."""
@@ -353,14 +359,16 @@ class Call:
     def until_closed(self, count: int = 3) -> None:
         self.until_sent(lambda sent: sent.is_closed, count)
 
-    def until_said(self, part: str) -> None:
-        self.until(lambda: any(part in line for line in self.lines))
+    def until_said(self, part: str, times: int = 1) -> None:
+        self.until(lambda: sum(part in line for line in self.lines) >= times)
 
-    def until_ended(self) -> BaseException | None:
-        """Wait for the end of the session; return the error that ended it."""
+    def until_fails(self, kind: type[Exception], part: str) -> None:
+        """Wait until the session ends with an error of that kind."""
         self._thread.join(SOON_S)
-        assert not self._thread.is_alive()
-        return self.error
+        assert not self._thread.is_alive(), f"it goes on; said: {self.lines}"
+        assert isinstance(self.error, kind), self.error
+        assert part in str(self.error)
+        self.error = None
 
     @property
     def status(self) -> LiveStatus:
