@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections import deque
@@ -168,6 +169,8 @@ def why(exc: BaseException) -> str:
         return "has sent nothing for too long"
     if isinstance(exc, (av.error.InvalidDataError, av.error.ArgumentError)):
         return "sends nothing that can be read as video"
+    if isinstance(exc, OSError) and exc.errno == errno.EIO:
+        return "broke off"
     if isinstance(exc, OSError) and exc.strerror:
         return exc.strerror.lower()
     return type(exc).__name__
