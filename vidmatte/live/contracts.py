@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vidmatte.compute.cpu.background import Background
     from vidmatte.live.governor import Level
     from vidmatte.pipeline import Crew
+    from vidmatte.sinks.virtualcam import VirtualCamera
     from vidmatte.sources.camera import Camera
 
 MICROSECONDS = Fraction(1, 1_000_000)
@@ -94,21 +95,6 @@ class LiveResult:
     elapsed_s: float
     stopped_by: int | None = None
     hanging: tuple[str, ...] = ()
-
-
-class VirtualCamera(Protocol):
-    """A virtual camera that is open. `send` is used by one thread."""
-
-    device: str
-
-    def send(self, picture: av.VideoFrame) -> None:
-        """Show a yuv420p picture of the opened size; raises VirtualCameraLostError."""
-
-    def readers(self) -> int | None:
-        """Return how many programs read it, None where the system does not tell. Any thread."""
-
-    def close(self) -> None:
-        """Give it back; may be called twice."""
 
 
 class Rack(Protocol):
@@ -192,5 +178,5 @@ class Recorder(Protocol):
 
 
 OpenCamera = Callable[[], "Camera"]
-OpenOutput = Callable[[int, int, Fraction], VirtualCamera]
+OpenOutput = Callable[[int, int, Fraction], "VirtualCamera"]
 OpenMattes = Callable[[VideoInfo, "Crew"], Mattes]

@@ -12,8 +12,9 @@ from vidmatte.live.shutter import Ready, Shutter
 if TYPE_CHECKING:
     import av
 
-    from vidmatte.live.contracts import Rack, Recorder, State, VirtualCamera
+    from vidmatte.live.contracts import Rack, Recorder, State
     from vidmatte.live.shared import Shared
+    from vidmatte.sinks.virtualcam import VirtualCamera
 
 IDLE_TICK_S = 0.5  # between pictures while nobody looks
 

@@ -27,7 +27,6 @@ from vidmatte.live.contracts import (
     OpenOutput,
     Rack,
     Recorder,
-    VirtualCamera,
 )
 from vidmatte.live.governor import PRESETS
 from vidmatte.live.intake import Intake
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     import av
 
     from vidmatte.matting import MattingChoice
+    from vidmatte.sinks.virtualcam import VirtualCamera
 
 WAITING_S = 0.1  # between looks at whether the camera has told its size
 UNREAD_S = 5.0  # without a reader, after which the camera is switched off

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from vidmatte.live.contracts import Mode
 
-STALE_S = 0.2  # the age from which a picture is not sent any more
+STALE_S = 0.195  # the age from which a picture is not sent any more: 200 ms when it arrives
 CALM_S = 5.0  # after which a picture that stays away is forgiven
 FIRST_HOLD_S, LONGEST_HOLD_S = 0.25, 4.0  # how long the background stays when it flickers
 THAW_S = 1.0  # what the first new picture may take after a freeze
