@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from vidmatte.compute.cpu.carry import Carried, Moment, carry, small_grey
+from vidmatte.compute.cpu.carry import LOOSE, STRICT, Carried, Moment, Tolerance, carry, small_grey
 
 HEIGHT, WIDTH = 128, 256
 RADIUS = 30.0
@@ -35,8 +35,8 @@ def scene(x: float, y: float, *, light: float = 0.0, room: np.ndarray = ROOM) ->
     return Moment(map_.astype(np.float32), np.clip(picture, 0, 255).round().astype(np.uint8))
 
 
-def carried(then: Moment, now: Moment, slack_px: int = 1) -> Carried:
-    result = carry(then, now.grey, slack_px=slack_px)
+def carried(then: Moment, now: Moment, tolerance: Tolerance = LOOSE) -> Carried:
+    result = carry(then, now.grey, tolerance)
     assert result is not None
     return result
 
@@ -62,7 +62,7 @@ def test_what_comes_out_from_behind_is_not_trusted_as_subject() -> None:
 def test_a_subject_that_is_gone_is_not_trusted() -> None:
     then, now = scene(120, 64), scene(120, 400)
     assert not now.value.any()
-    result = carry(then, now.grey, slack_px=1)
+    result = carry(then, now.grey, LOOSE)
     assert result is None or (result.value * result.trust).sum() < 0.6 * then.value.sum()
 
 
@@ -72,7 +72,7 @@ def test_slack_forgives_a_little_misplacement_of_fine_grain_only() -> None:
     then = scene(60, 64, room=fine)
     moved = scene(60, 64, room=cv2.warpAffine(fine, shift, (2 * WIDTH, 2 * HEIGHT)))
     part = slice(40, 90), slice(150, 220)
-    strict, slack = (carried(then, moved, px).trust[part].mean() for px in (0, 1))
+    strict, slack = (carried(then, moved, t).trust[part].mean() for t in (STRICT, LOOSE))
     assert strict < 0.5
     assert slack > 0.95
     replaced = fine.copy()
@@ -80,10 +80,10 @@ def test_slack_forgives_a_little_misplacement_of_fine_grain_only() -> None:
     assert carried(then, scene(60, 64, room=replaced)).trust[part].mean() < 0.4
 
 
-@pytest.mark.parametrize("slack_px", [0, 1])
-def test_a_change_of_light_costs_no_trust(slack_px: int) -> None:
+@pytest.mark.parametrize("tolerance", [STRICT, LOOSE])
+def test_a_change_of_light_costs_no_trust(tolerance: Tolerance) -> None:
     then, now = scene(120, 64), scene(122, 64, light=12)
-    assert carried(then, now, slack_px).trust[now.value > 0.9].mean() > 0.7
+    assert carried(then, now, tolerance).trust[now.value > 0.9].mean() > 0.7
 
 
 def test_where_nothing_moves_a_map_is_its_own() -> None:
@@ -96,10 +96,10 @@ def test_where_nothing_moves_a_map_is_its_own() -> None:
     assert (result.trust[result.still] == 1).all()
 
 
-@pytest.mark.parametrize("slack_px", [0, 1])
-def test_nothing_is_carried_across_a_cut(slack_px: int) -> None:
+@pytest.mark.parametrize("tolerance", [STRICT, LOOSE])
+def test_nothing_is_carried_across_a_cut(tolerance: Tolerance) -> None:
     then, now = scene(120, 64), scene(60, 40, room=180 - grain(9, softness=8, contrast=50))
-    assert carry(then, now.grey, slack_px=slack_px) is None
+    assert carry(then, now.grey, tolerance) is None
 
 
 def test_inputs_stay_and_sizes_can_be_brought_together() -> None:

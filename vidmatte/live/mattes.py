@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vidmatte.compute.cpu.carry import Moment, carry, small_grey
+from vidmatte.compute.cpu.carry import LOOSE, Moment, carry, small_grey
 from vidmatte.compute.cpu.prepare import Preparer
 from vidmatte.compute.cpu.refine import refine, upsample
 from vidmatte.compute.cpu.temporal import TemporalFilter
@@ -42,7 +42,6 @@ LONGEST_CARRY_S = 0.2
 MASK_INTERVAL_S = 0.08  # masks are asked for at least as often, whatever the level says
 # A mask of which less can be trusted has lost its subject; all real leaks were below .55.
 _WHOLE = 0.7
-_SLACK_PX = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +224,7 @@ class LiveMatting:
         size = (mask.image.shape[1], mask.image.shape[0])
         value = np.asarray(cv2.resize(mask.probability, size), np.float32)
         moment = Moment(value, small_grey(mask.image, value.shape)).at(now.shape)
-        brought = carry(moment, now, slack_px=_SLACK_PX)
+        brought = carry(moment, now, LOOSE)
         if brought is None:
             return None
         trusted = np.asarray(brought.value * brought.trust, np.float32)

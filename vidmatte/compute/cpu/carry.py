@@ -18,11 +18,27 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Grey = NDArray[np.uint8]
 
-# Mean absolute grey difference, levels of 255: trusted fully up to the first, not from the second.
-_SAME_PICTURE = (2.5, 6.0)
 _STILL = 2.0  # below it without any flow a pixel has not moved,
 _STILL_TRUST = 1.0  # and its own history holds, whatever the flow of a neighbour says
 _CUT = 14.0  # mean difference after motion that no motion explains
+
+
+class Tolerance(NamedTuple):
+    """How alike pictures have to be, in mean absolute grey difference, levels of 255.
+
+    Trusted fully up to `full`, not at all from `none`, after the best match within `slack_px`,
+    so that a flow that is a little wrong costs no trust where the picture has structure.
+    """
+
+    slack_px: int
+    full: float
+    none: float
+
+
+STRICT = Tolerance(0, 2.5, 6.0)  # for averaging with a map that is there anyway
+# For a map that stands alone: of those tried the steadiest that shows no more of the room than
+# fresh maps do (benchmarks/NOTES.md, Live).
+LOOSE = Tolerance(1, 4.0, 9.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +81,10 @@ def small_grey(image: Grey, shape: tuple[int, ...]) -> Grey:
     return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
-def carry(moment: Moment, now: Grey, *, slack_px: int = 0) -> Carried | None:
+def carry(moment: Moment, now: Grey, tolerance: Tolerance = STRICT) -> Carried | None:
     """Bring a moment's map to the picture `now`, of the same shape.
 
-    A flow that is wrong by `slack_px` costs no trust where the picture has structure. None where
-    no motion explains the change: a cut.
+    None where no motion explains the change: a cut.
     """
     import cv2
 
@@ -81,11 +96,11 @@ def carry(moment: Moment, now: Grey, *, slack_px: int = 0) -> Carried | None:
     error = _difference(now, looks)
     if error.mean() > _CUT:
         return None
-    if slack_px:
-        error = _difference(now, looks, slack_px)
+    if tolerance.slack_px:
+        error = _difference(now, looks, tolerance.slack_px)
     height, width = now.shape
     inside = (at_x > -1) & (at_y > -1) & (at_x < width) & (at_y < height)
-    trust = falling(error, *_SAME_PICTURE) * inside
+    trust = falling(error, tolerance.full, tolerance.none) * inside
     still = _difference(now, moment.grey) < _STILL
     return Carried(
         np.where(still, moment.value, np.asarray(value, np.float32)),
