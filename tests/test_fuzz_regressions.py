@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import decode, make_clip, run_file, times_of
+from conftest import Cli, decode, make_clip, run_file, times_of
 
 pytestmark = pytest.mark.fault
 
@@ -51,3 +54,62 @@ def test_pictures_before_time_0_are_not_hidden(name: str, tmp_path: Path) -> Non
     assert run_file(source, tmp_path / name, contents=("opaque",)).frames == 8
     after = times_of(tmp_path / name)
     assert [t - after[0] for t in after] == [t - before[0] for t in before]
+
+
+MANY = (1 << 26).to_bytes(4, "big")
+
+
+def _with_false_table(path: Path) -> None:
+    """A track of pictures that are all one byte, in one chunk, 67 million of them."""
+    data = bytearray(make_clip(path, 8, options={"preset": "ultrafast"}).read_bytes())
+    sizes, chunks = data.index(b"stsz") + 8, data.index(b"stsc") + 16
+    data[sizes : sizes + 8] = (1).to_bytes(4, "big") + MANY
+    data[chunks : chunks + 4] = MANY
+    path.write_bytes(data)
+
+
+def _with_false_fragment(path: Path, *, long_header: bool = False) -> None:
+    """A fragment of 67 million pictures that say nothing of themselves."""
+    fragmented = {"movflags": "frag_keyframe+empty_moov"}
+    clip = make_clip(path, 8, options={"preset": "ultrafast"}, muxer=fragmented)
+    data = bytearray(clip.read_bytes())
+    run = data.index(b"trun") + 4
+    if long_header:  # the length is 1, and the real one follows in 64 bits
+        data[run - 8 : run - 4] = (1).to_bytes(4, "big")
+        data[run : run + 8] = (32).to_bytes(8, "big")
+        run += 8
+    data[run : run + 8] = bytes(4) + MANY
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_with_false_table, _with_false_fragment, partial(_with_false_fragment, long_header=True)],
+    ids=["table", "fragment", "fragment with a long header"],
+)
+def test_an_index_larger_than_its_file_is_refused_before_it_is_built(
+    damage: Callable[[Path], None], tmp_path: Path, run_cli: Cli
+) -> None:
+    """FFmpeg takes 2.4 GB and up to 15 s for each of these files of a few kilobytes."""
+    source = tmp_path / "s.mp4"
+    damage(source)
+    done = run_cli("run", source, tmp_path / "o.mp4", "--backend", "null",
+                   shell_prefix="ulimit -v 3000000;")  # fmt: skip
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: \S+: its index claims 671\d+ samples .*\n", done.stderr)
+
+
+@pytest.mark.parametrize("how", [{}, {"movflags": "frag_keyframe+empty_moov"}], ids=["whole", "f"])
+def test_an_index_of_many_real_samples_is_believed(how: dict[str, str], tmp_path: Path) -> None:
+    """Uncompressed sound has one sample in every two bytes, more than a million here."""
+    source = make_clip(tmp_path / "s.mov", 8, codec="mpeg4", audio="pcm_s16le", audio_s=30,
+                       muxer=how)  # fmt: skip
+    assert run_file(source, tmp_path / "o.mp4").frames == 8
+
+
+def test_a_cut_file_is_not_taken_for_a_false_index(tmp_path: Path) -> None:
+    """Its index in front tells of a million and a half samples of sound, most of them cut off."""
+    source = make_clip(tmp_path / "s.mov", 8, codec="mpeg4", audio="pcm_s16le", audio_s=30,
+                       audio_first=False, muxer={"movflags": "faststart"})  # fmt: skip
+    source.write_bytes(source.read_bytes()[:100_000])
+    assert run_file(source, tmp_path / "o.mp4").frames == 8

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidmatte.errors import InputError
+from vidmatte.sources._boxes import refuse_false_index
 
 if TYPE_CHECKING:
     import av
@@ -90,6 +91,7 @@ def open_container(descriptor: int, name: str) -> InputContainer:
     """
     import av
 
+    refuse_false_index(descriptor, name)
     options = {
         "fd": str(descriptor),
         "protocol_whitelist": "fd",
