@@ -154,6 +154,7 @@ class Matting:
         self._refinement = refinement
         self._colour_planes = 1 if layout.model == "gray" else 3
         self._size = info.width, info.height
+        self._name = info.name
         self._preparer = Preparer(info, network.backend.input_size)
         self._temporal = TemporalFilter(lookahead=lookahead) if temporal else None
         self._adjust = adjust
@@ -192,7 +193,7 @@ class Matting:
         for (frame, image), probability in zip(batch, answers, strict=True):
             if not np.isfinite(probability.sum()):
                 raise BackendError(
-                    f"frame {frame.index}: the network returned NaN",
+                    f"{self._name}: frame {frame.index}: the network returned NaN",
                     hint="try --precision f32, or other weights",
                 )
             yield Inference(frame, image, probability.copy())

@@ -242,6 +242,7 @@ class FileRun:
                 preset=chosen.preset,
             )
         self._open_companions(resources, plans)
+        self._name_lost_sound(*next(iter(plans.items())))
         for name, plan in plans.items():
             self._outputs.append(self._open_output(name, plan, main=not self._outputs))
 
@@ -258,6 +259,13 @@ class FileRun:
             self._companions = resources.enter_context(
                 Companions(self._source_name, start_s=self._cut.start_s, end_s=self._cut.end_s)
             )
+
+    def _name_lost_sound(self, name: str, plan: OutputPlan) -> None:
+        """Say that the main output holds no sound, where there is some and it is wanted."""
+        if plan.kind == "video" or self._cut.frames == 1 or not self._encoding.audio:
+            return
+        if isinstance(self._source, FileSource) and self._source.container.streams.audio:
+            self.result.notes.append(f"the sound is left out: {name} cannot hold it")
 
     def _open_output(self, name: str, plan: OutputPlan, *, main: bool) -> _Output:
         destination = self._destinations[name]

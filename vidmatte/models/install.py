@@ -37,7 +37,7 @@ def install(path: Path, name: str | None = None, *, sha256: str | None = None) -
     else:
         tensors = parse_tensors(data, path)
         network = recognise(tensors, networks, path)
-    folded(network, tensors)
+    folded(network, tensors, path)
     row = _row_of(network, rows, path)
     weights = _safetensors(tensors)
     record = {

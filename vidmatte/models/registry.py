@@ -69,7 +69,7 @@ class Model:
                 )
             tensors = parse_tensors(data, self.path)
             recognise(tensors, [self.row.network], self.path)
-        return folded(self.row.network, tensors)
+        return folded(self.row.network, tensors, self.path)
 
     def int8_ranges(self, tensors: FoldedTensors) -> dict[str, float]:
         """Return the largest value of each block's and stage's output, for 8-bit maps.
@@ -128,6 +128,15 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
+def _refuse_unreadable(folder: Path) -> None:
+    """Raise ModelError for a folder that is there and keeps what it holds to itself."""
+    if os.path.isdir(folder) and not os.access(folder, os.X_OK):
+        raise ModelError(
+            f"{folder} cannot be read: permission denied",
+            hint="name another folder in VIDMATTE_MODEL_DIR",
+        )
+
+
 def find(name: str) -> Model | None:
     """Return the embedded or installed model `name`, or None if its weights are not here.
 
@@ -138,7 +147,8 @@ def find(name: str) -> Model | None:
         return Model(row, WEIGHTS_FOLDER / f"{name}.safetensors", "embedded", row.sha256)
     path = model_folder() / f"{name}.safetensors"
     record = path.with_suffix(".json")
-    if not path.is_file() or not record.is_file():
+    if not os.path.isfile(path) or not os.path.isfile(record):
+        _refuse_unreadable(path.parent)
         return None
     refuse_foreign(path.parent)
     try:

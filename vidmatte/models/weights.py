@@ -129,10 +129,9 @@ def _parse_pickle(data: bytes, path: Path) -> Tensors:
             warnings.simplefilter("ignore")
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except _UNPICKLING_ERRORS as exc:
-        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        # Torch's own words tell how to run it all the same: not to be passed on.
         raise ModelError(
-            f"{path} is damaged or holds more than weights, and was not run: {reason}",
-            hint=_IMPORT_HINT,
+            f"{path} is damaged or holds more than weights, and was not run", hint=_IMPORT_HINT
         ) from exc
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
@@ -171,20 +170,29 @@ def recognise(tensors: Tensors, networks: list[Network], path: Path) -> Network:
     )
 
 
-def folded(network: Network, tensors: Tensors) -> FoldedTensors:
+def folded(network: Network, tensors: Tensors, path: Path | None = None) -> FoldedTensors:
     """Return each convolution's kernel and bias in float32, BN (if it is on disk) folded in.
 
     W' = W·γ/√(σ²+ε), b' = (b−μ)·γ/√(σ²+ε) + β (Ioffe & Szegedy 2015, Algorithm 1, at inference).
-    Keys are the official conv keys. Raises ModelError if a value is not finite.
+    Keys are the official conv keys; `path` names the file in errors. Raises ModelError if a value
+    is not finite.
     """
     import numpy as np
 
+    named = "" if path is None else f"{path}: "
     result: FoldedTensors = {}
     for conv in convolutions(network):
-        weight, bias = _fold_one(conv, tensors)
+        try:
+            weight, bias = _fold_one(conv, tensors)
+        except KeyError as exc:
+            raise ModelError(
+                f"{named}the weights lack {exc.args[0]}",
+                hint="save the whole model.state_dict()",
+            ) from exc
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             raise ModelError(
-                f"the weights of {conv.name} are not finite numbers", hint="get the file again"
+                f"{path or 'the weights'}: {conv.name} is not made of finite numbers",
+                hint="get the file again",
             )
         result[conv.weight_key] = weight
         result[conv.bias_key] = bias
@@ -200,15 +208,10 @@ def _fold_one(
     bias = np.asarray(tensors[conv.bias_key], np.float32)
     if conv.bn_key("running_var") not in tensors:
         return weight, bias
-    try:
-        parts = ("weight", "bias", "running_mean", "running_var")
-        gamma, beta, mean, variance = (
-            np.asarray(tensors[conv.bn_key(part)], np.float32) for part in parts
-        )
-    except KeyError as exc:
-        raise ModelError(
-            f"the weights lack {exc.args[0]}", hint="save the whole model.state_dict()"
-        ) from exc
+    parts = ("weight", "bias", "running_mean", "running_var")
+    gamma, beta, mean, variance = (
+        np.asarray(tensors[conv.bn_key(part)], np.float32) for part in parts
+    )
     scale = gamma / np.sqrt(variance + np.float32(BN_EPSILON))
     return weight * scale[:, None, None, None], (bias - mean) * scale + beta
 

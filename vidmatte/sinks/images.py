@@ -99,7 +99,8 @@ class SequenceSink:
         ours = set(self._files)
         left = [path.name for _, path in numbered_files(self._pattern) if path.name not in ours]
         if left:
-            self.report.notes = [f"{len(left)} pictures of an earlier run stay, first {left[0]}"]
+            note = f"{len(left)} pictures of an earlier run stay, first {left[0]}"
+            self.report.notes.append(note)
 
     def commit(self) -> None:
         """Move the pictures to their final names and remove the part folder."""

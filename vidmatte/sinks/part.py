@@ -219,7 +219,10 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _gone(path: Path, target: Path) -> OutputError:
-    return OutputError(f"{target}: its part {path.name} was moved or removed during the run")
+    return OutputError(
+        f"{target}: its part {path.name} was moved or removed during the run",
+        hint="run it again, and leave the part alone while it runs",
+    )
 
 
 def _in_use(path: Path, target: Path) -> OutputError:

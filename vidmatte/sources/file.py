@@ -416,7 +416,10 @@ class DamageReport:
         if self.not_later:
             causes.append(f"{self.not_later} time stamps were not after the one before; moved on")
         if self._jumps:
-            causes.append(f"the clock jumped {self._jumps} times; the time line was joined")
+            causes.append(
+                f"the clock jumped {self._jumps} time{'s' if self._jumps != 1 else ''}; "
+                "the time line was joined"
+            )
         return causes
 
 

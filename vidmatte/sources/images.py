@@ -55,6 +55,7 @@ class ImageSequenceSource:
         self._max_pixels = max_pixels or _shared.MAX_PIXELS
         self._first: tuple[int, av.VideoFrame] | None = None
         self._reason = "no picture is left between --start and --end"
+        self._hint: str | None = None
         self._lost: list[int] = []
         self._damaged: list[int] = []
         self._turned: list[int] = []
@@ -76,7 +77,7 @@ class ImageSequenceSource:
         self._pictures = self._decode()
         self._first = next(self._pictures, None)
         if self._first is None:
-            raise InputError(f"{self._name}: {self._reason}")
+            raise InputError(f"{self._name}: {self._reason}", hint=self._hint)
         self.info: VideoInfo = replace(
             self._described,
             name=self._name,
@@ -136,7 +137,7 @@ class ImageSequenceSource:
             except _TooLargeError:
                 raise
             except InputError as exc:
-                self._reason = str(exc)
+                self._reason, self._hint = str(exc), exc.hint
                 self._lost.append(slot)
                 in_a_row += 1
                 if in_a_row > MAX_LOST_IN_A_ROW:
