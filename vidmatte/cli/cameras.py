@@ -106,6 +106,6 @@ def _format_lines(formats: list[dict[str, Any]]) -> list[str]:
     by_size: dict[tuple[int, int], list[str]] = {}
     for entry in formats:
         rates = ", ".join(f"{rate:g}" for rate in entry["rates"])
-        text = f"{entry['pixel_format']} {rates}".strip()
+        text = f"{entry['pixel_format']} {rates} fps" if rates else entry["pixel_format"]
         by_size.setdefault((entry["width"], entry["height"]), []).append(text)
-    return [f"{w}x{h}  {'; '.join(texts)} fps" for (w, h), texts in sorted(by_size.items())]
+    return [f"{w}x{h}  {'; '.join(texts)}" for (w, h), texts in sorted(by_size.items())]
