@@ -56,7 +56,7 @@ def test_a_signal_at_the_start_ends_without_a_word(
 ) -> None:
     patch = SIGNAL_AT_IMPORT.format(module=module, number=int(number))
     began = time.monotonic()
-    done = run_broken(run_cli, patch, "run", short, tmp_path / "o.mp4")
+    done = run_broken(run_cli, patch, "run", short, tmp_path / "o.mp4", "--device", "cpu")
     assert done.returncode == 128 + number, done.stderr
     assert time.monotonic() - began < STOP_S + SLACK_S
     assert done.stderr.strip() == ""

@@ -233,7 +233,7 @@ def test_an_encoder_that_fails_beside_another_leaves_both_parts(
     [
         ("encoder", "import av; raise av.error.ExternalError(-1, 'it broke')",
          "{output}: cannot be encoded: [Errno -1] it broke"),
-        ("backend", "matte[:] = float('nan')", "frame 7: the network returned NaN"),
+        ("backend", "matte[:] = float('nan')", "{source}: frame 7: the network returned NaN"),
         ("decoder", "from vidmatte.errors import InputError; raise InputError('it broke')",
          "it broke"),
     ],
@@ -243,7 +243,7 @@ def test_a_worker_that_fails_is_one_line_and_n_frames(
 ) -> None:
     output = tmp_path / "o.mp4"
     done = run_broken(run_cli, at(part, action, 7), "run", short, output, *NULL)
-    assert refusal(done) == f"error: {message.format(output=output)}"
+    assert refusal(done) == f"error: {message.format(source=short, output=output)}"
     kept = tmp_path / "o.part.mp4"
     assert f"stopped: what was finished is in {kept}" in done.stderr.splitlines()
     assert leftovers(tmp_path) == ["o.part.mp4"]
