@@ -318,6 +318,39 @@ def test_numbered_pictures_have_the_wanted_rate(tmp_path: Path) -> None:
     camera.close()
 
 
+QUARTER = [0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30]  # 90 degrees clockwise
+HALF = [-(1 << 16), 0, 0, 0, -(1 << 16), 0, 0, 0, 1 << 30]
+MIRROR = [-(1 << 16), 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "upright"),
+    [
+        (QUARTER, lambda plane: np.rot90(plane, -1)),
+        (HALF, lambda plane: np.rot90(plane, 2)),
+        (MIRROR, np.fliplr),
+    ],
+    ids=["quarter", "half", "mirror"],
+)
+def test_a_turned_file_is_an_upright_camera(
+    tmp_path: Path, matrix: list[int], upright: Callable[[object], object]
+) -> None:
+    plain = make_clip(tmp_path / "plain.mp4", 3, rate=100)
+    turned = make_clip(tmp_path / "turned.mp4", 3, rate=100, display_matrix=matrix)
+    stored, shown = (open_camera(CameraChoice(str(path))) for path in (plain, turned))
+    for _ in range(5):
+        expected = [upright(plane) for plane in plane_arrays(stored.read().picture)]
+        frame = shown.read()
+        for plane, wanted in zip(plane_arrays(frame.picture), expected, strict=True):
+            np.testing.assert_array_equal(plane, wanted)
+    info = shown.info
+    assert (info.width, info.height) == (frame.picture.width, frame.picture.height)
+    assert not info.orientation.rotate_cw
+    assert not info.orientation.mirror
+    stored.close()
+    shown.close()
+
+
 @pytest.mark.fault
 def test_a_file_that_is_gone_is_a_lost_camera(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "c.mp4", 3, rate=200)

@@ -6,29 +6,36 @@ import os
 import time
 from collections.abc import Generator
 from contextlib import suppress
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from vidmatte.errors import CameraLostError, InputError
-from vidmatte.frames import Frame, VideoInfo
+from vidmatte.frames import Frame, Orientation, VideoInfo
 from vidmatte.inputs import source_of
 from vidmatte.sequences import is_sequence
-from vidmatte.sources._live import Stamper, Waiter, live_info
+from vidmatte.sources._live import TIME_BASE, Stamper, Waiter, live_info
 
 if TYPE_CHECKING:
     import av
 
 DECODER_THREADS = 2
+_TURNS: dict[int, list[tuple[str, str]]] = {
+    0: [],
+    90: [("transpose", "clock")],
+    180: [("hflip", ""), ("vflip", "")],
+    270: [("transpose", "cclock")],
+}
 LATE_S = 1.0  # a picture that is due longer ago than this moves all that follow: time was lost
 
 
 class FileCamera:
     """Plays a file or numbered pictures (`rate` is that of the pictures) in a loop by the clock.
 
-    Drops nothing: each picture comes when it is due, or at once when that has passed, and is
-    stamped with its due time. After a pause of the whole process of over a second it goes on from
-    now. Raises InputError for what cannot be read.
+    Drops nothing: each picture comes upright when it is due, or at once when that has passed, and
+    is stamped with its due time. After a pause of the whole process of over a second it goes on
+    from now. Raises InputError for what cannot be read.
     """
 
     def __init__(self, name: str, *, rate: Fraction | None = None) -> None:
@@ -77,14 +84,60 @@ class FileCamera:
         start_s = 0.0
         while True:
             with source_of(self._name, rate=self._rate, threads=DECODER_THREADS) as source:
-                self._info = live_info(source.info, self._name)
+                turner = Turner(source.info.orientation)
+                self._info = turner.describe(live_info(source.info, self._name))
                 origin_s: float | None = None
                 for frame in source:
                     origin_s = frame.time_s if origin_s is None else origin_s
-                    yield frame.picture, start_s + frame.time_s - origin_s
+                    picture = turner.turn(frame.picture)
+                    yield picture, start_s + frame.time_s - origin_s
             assert origin_s is not None, "a source without a picture raises"
             step_s = float(frame.duration * frame.time_base or 1 / source.info.frame_rate)
             start_s += frame.time_s - origin_s + step_s
             while frame.time_s == origin_s:  # the only picture there is
-                yield frame.picture, start_s
+                yield picture, start_s
                 start_s += step_s
+
+
+class Turner:
+    """Makes stored pictures upright, as a camera's are; used by one thread."""
+
+    def __init__(self, orientation: Orientation) -> None:
+        self._swaps_sides = orientation.swaps_sides
+        self._steps = [("hflip", "")] if orientation.mirror else []
+        self._steps += _TURNS[orientation.rotate_cw]
+        self._graph: av.filter.Graph | None = None
+        self._shape: tuple[int, int, str] | None = None
+
+    def describe(self, info: VideoInfo) -> VideoInfo:
+        """Say what a source's pictures are once they are upright."""
+        upright = replace(info, orientation=Orientation(), display_matrix=None)
+        if not self._swaps_sides:
+            return upright
+        return replace(
+            upright,
+            width=info.height,
+            height=info.width,
+            sample_aspect_ratio=1 / info.sample_aspect_ratio,
+        )
+
+    def turn(self, picture: av.VideoFrame) -> av.VideoFrame:
+        """Return the picture upright: itself where it is, else a new one."""
+        if not self._steps:
+            return picture
+        shape = picture.width, picture.height, picture.format.name
+        if self._graph is None or self._shape != shape:
+            self._graph, self._shape = self._built_for(picture), shape
+        self._graph.push(picture)
+        return cast("av.VideoFrame", self._graph.pull())
+
+    def _built_for(self, picture: av.VideoFrame) -> av.filter.Graph:
+        import av
+
+        graph = av.filter.Graph()
+        source = graph.add_buffer(
+            width=picture.width, height=picture.height, format=picture.format, time_base=TIME_BASE
+        )
+        steps = [graph.add(name, arguments) for name, arguments in self._steps]
+        graph.link_nodes(source, *steps, graph.add("buffersink")).configure()
+        return graph
