@@ -32,7 +32,7 @@ FORBIDDEN = {
     "cv2": ("sources/_", "sources/file", "sources/companions", "sources/camera", "sinks",
             "models", "backends", "pipeline", "v4l2", "cli"),
 }  # fmt: skip
-WINDOWS = "sinks/preview"  # the one sink that is a window, which is OpenCV's
+WINDOWS = "sinks/_window"  # the one sink that is a window, which is OpenCV's
 HEAVY = ("torch", "av", "cv2", "openvino")
 
 

@@ -1,108 +1,163 @@
-"""Show pictures in a window and take its keys. Everything here belongs on the main thread."""
+"""Show pictures in a window, which has a process of its own, and take its keys."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tempfile
+from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Self
 
-from vidmatte.errors import OutputError
+from vidmatte.errors import CancelledError, OutputError
+from vidmatte.pipeline import Crew, Latest
 
 if TYPE_CHECKING:
     import av
 
 TITLE = "vidmatte"
 LARGEST = (1280, 720)  # what is larger is shown smaller: a preview need not cost a whole core
-PROBE_S = 20.0
-KEYS_AT_ONCE = 32
-ESCAPE = 27
-# Qt aborts the process that cannot reach its display, so another one tries first.
-_PROBE = "import cv2; cv2.namedWindow('vidmatte'); cv2.destroyAllWindows()"
+OPEN_S = 20.0  # what opening the window may take
+PUMP_S = 0.03  # between messages, so that the window draws itself and hears keys
+END_S = 2.0  # what the window may take to go away
+WINDOW = Path(__file__).with_name("_window.py")
+READY = b"\x06"  # what the window's process says first
 
 
 class Preview:
-    """A window. `open` makes one; `closed` tells when the user has closed it."""
+    """A window. `open` makes one; `closed` tells when the user has closed it, or it has crashed.
 
-    def __init__(self) -> None:
-        import cv2
-        from av.video.reformatter import VideoReformatter
+    Everything may be called on one thread, and nothing waits for the window.
+    """
 
-        cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
-        self._reformatter = VideoReformatter()
-        self._shown: tuple[int, int] | None = None
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._pictures: Latest[av.VideoFrame] = Latest()
+        self._keys: deque[str] = deque()
         self._closed = False
+        self._crew = Crew()
+        self._crew.start("window", self._show_all, behind=True)
+        self._crew.start("window-keys", self._take_keys)
 
     @classmethod
     def open(cls) -> Self:
-        """Open the window; raises OutputError, and never ends the process, where none can be."""
-        reason = _why_no_display() or _why_probe_failed()
-        if reason is not None:
-            raise OutputError(f"no window can be opened: {reason}", hint=_what_to_do())
-        import cv2
-
-        try:
-            return cls()
-        except cv2.error as exc:
-            raise OutputError(
-                f"no window can be opened: {_first_line(exc.err)}", hint=_what_to_do()
-            ) from exc
+        """Open the window; raises OutputError where none can be."""
+        reason = _why_no_display()
+        if reason is None:
+            process, reason = _open_window()
+            if process is not None:
+                return cls(process)
+        raise OutputError(f"no window can be opened: {reason}", hint=_what_to_do())
 
     def show(self, picture: av.VideoFrame) -> None:
-        """Show a picture of any format, which is only read; nothing once the window is closed."""
-        import cv2
-
-        if self.closed:
-            return
-        width, height = shown_size(picture.width, picture.height)
-        bgr = self._reformatter.reformat(
-            picture, width, height, "bgr24", interpolation="FAST_BILINEAR"
-        )
-        if self._shown != (width, height):
-            cv2.resizeWindow(TITLE, width, height)
-            self._shown = (width, height)
-        cv2.imshow(TITLE, bgr.to_ndarray())
+        """Show a picture of any format, which is only read; what comes too early is left out."""
+        self._pictures.put(picture)
 
     def keys(self) -> list[str]:
-        """Return the keys pressed since the last call, one character each ("\\x1b" is Escape).
-
-        This is also what lets the window draw itself: call it often.
-        """
-        import cv2
-
-        pressed: list[str] = []
-        for _ in range(KEYS_AT_ONCE):
-            code = cv2.pollKey()
-            if code < 0:
-                break
-            character = code & 0xFF
-            if character == ESCAPE or 32 <= character < 127:
-                pressed.append(chr(character))
+        """Return the keys pressed since the last call, one character each ("\\x1b" is Escape)."""
+        pressed = []
+        while self._keys:
+            pressed.append(self._keys.popleft())
         return pressed
 
     @property
     def closed(self) -> bool:
-        """Whether the window is gone, by the user or by `close`."""
-        import cv2
-
-        if not self._closed and self._shown is not None:
-            try:
-                self._closed = cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1
-            except cv2.error:
-                self._closed = True
-        return self._closed
+        """Whether the window is gone, by the user, by an error of its own or by `close`."""
+        return self._closed or self._process.poll() is not None
 
     def close(self) -> None:
         """Close the window; closing twice does nothing."""
-        import cv2
-
         if self._closed:
             return
         self._closed = True
-        with suppress(cv2.error):  # the user was first
-            cv2.destroyWindow(TITLE)
-            cv2.pollKey()
+        self._pictures.cancel()
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._crew.join(END_S)
+        _close_pipes(self._process)
+
+    def _show_all(self) -> None:
+        """Send pictures to the window until told to end; on a thread of its own."""
+        from av.video.reformatter import VideoReformatter
+
+        reformatter = VideoReformatter()
+        pipe = _pipe(self._process.stdin)
+        try:
+            while True:
+                picture = self._pictures.get(PUMP_S)
+                if picture is None:
+                    pipe.write(bytes(8))
+                else:
+                    width, height = shown_size(picture.width, picture.height)
+                    bgr = reformatter.reformat(
+                        picture, width, height, "bgr24", interpolation="FAST_BILINEAR"
+                    )
+                    pipe.write(width.to_bytes(4, "little") + height.to_bytes(4, "little"))
+                    pipe.write(bgr.to_ndarray().data)
+                pipe.flush()
+                del picture
+        except (CancelledError, OSError):  # told to end, or the window has gone
+            with suppress(OSError):
+                pipe.close()
+
+    def _take_keys(self) -> None:
+        pipe = _pipe(self._process.stdout)
+        while data := pipe.read(1):
+            self._keys.append(data.decode("ascii", "replace"))
+
+
+def _open_window() -> tuple[subprocess.Popen[bytes], None] | tuple[None, str]:
+    """Start the window's process and wait until it is there; return it, or why it is not."""
+    # -P: a cv2.py in the current folder is not ours to run.
+    command = [sys.executable, "-P", str(WINDOW), TITLE]
+    with tempfile.TemporaryFile() as said:
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said
+            )
+        except OSError as exc:
+            return None, (exc.strerror or str(exc)).lower()
+        crew, answer = Crew(), Latest[bytes]()
+        crew.start("window-open", lambda: _read_answer(process, answer))
+        first = answer.get(OPEN_S)
+        if first == READY:
+            crew.join(END_S)
+            return process, None
+        process.kill()
+        process.wait()
+        crew.join(END_S)
+        _close_pipes(process)
+        if first is None:
+            return None, "the display does not answer"
+        said.seek(0)
+        return None, _reason(said.read().decode(errors="replace"))
+
+
+def _read_answer(process: subprocess.Popen[bytes], answer: Latest[bytes]) -> None:
+    answer.put(_pipe(process.stdout).read(1))
+
+
+def _pipe(stream: object) -> BinaryIO:
+    assert stream is not None
+    return stream  # type: ignore[return-value]
+
+
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        with suppress(OSError):
+            _pipe(pipe).close()
+
+
+def _reason(text: str) -> str:
+    """Choose the line that tells why the window library gave up."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = next((line for line in lines if "display" in line), None)
+    return told or (lines[-1] if lines else "the window library ended itself")
 
 
 def shown_size(width: int, height: int) -> tuple[int, int]:
@@ -117,33 +172,6 @@ def _why_no_display() -> str | None:
     if not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
         return "there is no display (DISPLAY is not set)"
     return None
-
-
-def _why_probe_failed() -> str | None:
-    """Let a process of its own open a window; None when that works."""
-    if sys.platform != "linux":
-        return None
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _PROBE],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=PROBE_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "the display does not answer"
-    if done.returncode == 0:
-        return None
-    said = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-    return next((line.strip() for line in said if "display" in line), None) or (
-        said[-1].strip() if said else "the window library ended itself"
-    )
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else "the window library refuses"
 
 
 def _what_to_do() -> str:
