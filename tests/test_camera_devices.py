@@ -191,6 +191,16 @@ def test_failures_say_what_to_do(
 
 
 @pytest.mark.fault
+def test_another_device_is_no_camera() -> None:
+    """FFmpeg's own v4l2 input, which asks the device what it can do."""
+    if sys.platform != "linux":
+        pytest.skip("v4l2 is Linux's")
+    with pytest.raises(InputError, match="/dev/null: is not a camera") as raised:
+        open_camera(CameraChoice("/dev/null"))
+    assert not isinstance(raised.value, CameraLostError)
+
+
+@pytest.mark.fault
 def test_a_camera_that_refuses_everything_may_be_unplugged_and_plugged(layer: Layer) -> None:
     layer.refusals = [errno.EINVAL] * 9
     with pytest.raises(CameraLostError, match="invalid argument"):

@@ -240,6 +240,20 @@ def test_v4l2_output_without_a_device(
 
 
 @pytest.mark.fault
+@pytest.mark.usefixtures("without_pyvirtualcam")
+def test_a_file_is_no_virtual_camera_and_stays(tmp_path: Path) -> None:
+    """FFmpeg's own v4l2 output, which asks the file what it can do."""
+    if sys.platform != "linux":
+        pytest.skip("v4l2 is Linux's")
+    file = tmp_path / "diary.txt"
+    file.write_text("dear diary")
+    with pytest.raises(OutputError, match="is not a video device; pyvirtualcam is not") as raised:
+        open_virtual_camera(str(file), *SIZE, RATE)
+    assert not isinstance(raised.value, VirtualCameraLostError)
+    assert file.read_text() == "dear diary"
+
+
+@pytest.mark.fault
 def test_v4l2_output_busy(v4l2_output: FakeDevice, tmp_path: Path) -> None:
     node = tmp_path / "video9"
     node.touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -211,7 +212,7 @@ class V4l2Output:
             self._container.start_encoding()
         except (av.FFmpegError, OSError, ValueError) as exc:
             self._abandon()
-            raise _refused(self.device, f"v4l2: {exc}; {without}") from exc
+            raise _refused(self.device, f"v4l2: {_words(exc)}; {without}") from exc
         self._count = 0
         self._packer = I420Packer(width, height)
         self._presence = DevicePresence(self.device)
@@ -232,8 +233,7 @@ class V4l2Output:
         try:
             self._container.mux_one(packet)
         except (av.FFmpegError, OSError) as exc:
-            reason = (exc.strerror or "it refuses").lower()
-            raise VirtualCameraLostError(f"virtual camera {self.device}: {reason}") from exc
+            raise VirtualCameraLostError(f"virtual camera {self.device}: {_words(exc)}") from exc
 
     def readers(self) -> int | None:
         """Count the programs that read it, where the driver or /proc tells."""
@@ -253,7 +253,15 @@ class V4l2Output:
             try:
                 container.close()
             except (av.FFmpegError, OSError) as exc:
-                raise VirtualCameraLostError(f"virtual camera {self.device}: {exc}") from exc
+                reason = f"virtual camera {self.device}: {_words(exc)}"
+                raise VirtualCameraLostError(reason) from exc
+
+
+def _words(exc: Exception) -> str:
+    """The reason of an error without the name that it may repeat."""
+    if isinstance(exc, OSError) and exc.errno == errno.ENOTTY:
+        return "is not a video device"
+    return exc.strerror.lower() if isinstance(exc, OSError) and exc.strerror else str(exc)
 
 
 def _first_loopback(without: str) -> str:

@@ -36,7 +36,7 @@ INPUT_FORMATS = {
     "yu12": "yuv420p",
 }
 _NO_USE_TO_TRY_ON = frozenset(
-    {errno.EBUSY, errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EACCES, errno.EPERM}
+    {errno.EBUSY, errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EACCES, errno.EPERM, errno.ENOTTY}
 )
 
 
@@ -49,7 +49,7 @@ def open_device(
     """Open a camera with the wanted size and rate, or what it can that is nearest.
 
     Raises CameraLostError when it is absent, busy or refuses every format, InputError when it is
-    not allowed.
+    not allowed or no camera.
     """
     import av
 
@@ -136,6 +136,8 @@ def _lost(device: str, failure: BaseException) -> InputError:
         )
     if code in (errno.EACCES, errno.EPERM):
         return InputError(f"camera {device}: not allowed", hint=permission_hint(device))
+    if code == errno.ENOTTY:
+        return InputError(f"{device}: is not a camera", hint="`vidmatte cameras` lists them")
     if code in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return CameraLostError(f"no camera {device}", hint=why_no_camera())
     hint = "in a container it needs --device" if in_container() else REPLUG
