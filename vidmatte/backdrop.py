@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -101,10 +102,7 @@ class Backdrop:
 
 
 def _names_a_file(text: str) -> bool:
-    try:
-        return Path(text).is_file() or "/" in text or Path(text).suffix != ""
-    except (OSError, ValueError):
-        return False
+    return os.path.isfile(text) or "/" in text or Path(text).suffix != ""
 
 
 def upright_rgb(source: FileSource) -> NDArray[np.uint8]:

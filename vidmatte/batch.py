@@ -109,7 +109,7 @@ def plan_folder(
 def _problem(output: Path, taken: dict[Path, Path], inputs: set[object]) -> str | None:
     if output in taken:
         return f"its output {output} is already that of {taken[output]}"
-    if output.exists() and _identity(output) in inputs:
+    if os.path.exists(output) and _identity(output) in inputs:
         return f"its output {output} is also an input"
     if is_sequence(output):
         return f"its output {output} would be taken for a pattern of numbered pictures"
@@ -133,7 +133,7 @@ def _check_folders(source: Path, target: Path) -> None:
         raise UsageError(
             f"{target}: is the input folder too", hint="name another folder for the outputs"
         )
-    if target.is_dir():
+    if os.path.isdir(target):
         return
     if os.path.lexists(target):
         raise UsageError(f"{target}: is not a folder, but {source} is one", hint="name a folder")

@@ -290,7 +290,7 @@ def plan_for(
     """Plan the output `name`; streams without an extension become Matroska."""
     path = Path(name)
     suffix = path.suffix
-    if name == STDOUT or (not suffix and path.exists() and not path.is_file()):
+    if name == STDOUT or (not suffix and os.path.exists(path) and not os.path.isfile(path)):
         suffix = ".mkv"
     sequence = is_sequence(path)
     try:

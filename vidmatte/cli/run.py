@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from fractions import Fraction
@@ -221,7 +222,7 @@ def run(
             networks=networks,
         )
 
-    if not Path(source).is_dir():
+    if not os.path.isdir(source):
         job = start_run(source, contents_of(output, alpha_file, foreground_file, background))
         return console.show(job.run(stop, console.progress), source)
     if alpha_file is not None or foreground_file is not None or rate is not None:

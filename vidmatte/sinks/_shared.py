@@ -79,6 +79,7 @@ def refused(name: object, exc: OSError, what: str = "") -> OutputError:
         errno.ENAMETOOLONG: "choose a shorter name",
         errno.EPIPE: "let the program that reads it run to the end",
         errno.EEXIST: "use --overwrite to replace it, or choose another name",
+        errno.EMFILE: "raise the limit: ulimit -n 1024",
     }
     hint = hints.get(exc.errno or 0, "write to another disk or under another name")
     return OutputError(f"{name}: {what}{os_reason(exc)}", hint=hint)
