@@ -49,7 +49,7 @@ class Load:
 
 _TIGHT = 0.9  # share of the time for a picture above which it is too slow,
 _TIGHT_MISSED = 0.05  # or of pictures missed
-_ROOMY = 0.7  # share that the level above may be expected to take
+_ROOMY = 0.75  # share that the level above may be expected to take
 _ROOMY_MISSED = 0.01
 _SLOW_S = 1.0  # of being too slow, before a step down
 _SETTLE_S = 1.0  # after a step, until measurements are of the new level
