@@ -17,11 +17,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Cli, decode, leftovers, make_clip, plane_arrays, times_of, wait_until
+from conftest import (
+    REPOSITORY,
+    Cli,
+    decode,
+    leftovers,
+    make_clip,
+    plane_arrays,
+    times_of,
+    wait_until,
+)
 
 from vidmatte.live.control import send_command
 
 SMALL = ("--camera", "synthetic", "--size", "192x108", "--backend", "null")
+HERE = Path(__file__).parent
 ENDS_S = 20.0
 CONTROL = pytest.mark.skipif(sys.platform == "win32", reason="no sockets with names")
 
@@ -316,3 +326,64 @@ def test_a_second_signal_gives_the_terminal_back(tmp_path: Path, run_cli: Cli) -
         assert terminal.ended() == 143
     finally:
         terminal.close()
+
+
+IN_MEMORY = """
+import json, sys
+import memory_backend
+from vidmatte.cli import program
+backend = memory_backend.register()
+backend.keep, backend.reader_count = 10_000, 1
+code = program(sys.argv[1:], standalone_mode=False)
+camera, = backend.opened
+width, height = camera.width, camera.height
+corners = [int(p[: width * height].reshape(height, width)[:8, :8].max()) for p in camera.pictures]
+told = {"code": code, "closed": camera.closed, "size": [width, height], "corners": corners}
+print(json.dumps(told))
+"""
+
+
+def test_the_virtual_camera_gets_every_picture_and_never_the_room(
+    run_cli: Cli, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyvirtualcam")
+    clip = make_clip(tmp_path / "c.mp4", 10, (128, 72), rate=30)
+    arguments = ["webcam", "--camera", clip, "--backend", "null:disc", "--virtual-cam", "-b",
+                 "black", "--for", 1, "--record", tmp_path / "a.mkv", "--quiet"]  # fmt: skip
+    env = run_cli.env | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(HERE)])}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", IN_MEMORY, *map(str, arguments)],
+        env=env, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    told = json.loads(done.stdout)
+    assert (told["code"], told["closed"], told["size"]) == (0, True, [128, 72])
+    assert len(told["corners"]) >= 10
+    assert max(told["corners"]) <= 17  # black; the clip is brighter in every corner
+    assert min(plane_arrays(p)[0][:8, :8].max() for p in decode(clip)) > 30
+    assert len(decode(tmp_path / "a.mkv")) > 5
+
+
+def test_no_virtual_camera_tells_what_to_do(run_cli: Cli) -> None:
+    if sys.platform == "linux" and list(Path("/dev").glob("video*")):
+        pytest.skip("there are video devices here")
+    done = run_cli("webcam", *SMALL, "--virtual-cam", "--reconnect-timeout", 1)
+    assert done.returncode == 1
+    assert "error: " in done.stderr
+    assert "hint: " in done.stderr
+
+
+@pytest.mark.fault
+def test_a_preview_that_cannot_be_is_told(run_cli: Cli, tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("of X11 and Wayland")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        run_cli.env.pop(name, None)
+    done = run_cli("webcam", *SMALL, "--preview", "--record", tmp_path / "a.mkv", "--for", 0.2)
+    assert done.returncode == 0
+    assert "no preview: no window can be opened: there is no display" in done.stderr
+    alone = run_cli("webcam", *SMALL, "--preview")
+    assert alone.returncode == 1
+    assert "there is no display" in alone.stderr
+    assert "hint: " in alone.stderr
