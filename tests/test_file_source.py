@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -122,6 +123,22 @@ def test_the_reason_is_named(tmp_path: Path) -> None:
                 target.mux(packet)
     with pytest.raises(InputError, match="no video stream"):
         frames_of(tmp_path / "sound.mka")
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.9])
+def test_a_cut_file_gives_every_whole_picture_with_any_threads(
+    share: float, threads: int, tmp_path: Path
+) -> None:
+    """The error of the cut one came when the decoder was emptied, and cost two whole ones."""
+    path = make_clip(tmp_path / "s.mp4", 60, muxer={"movflags": "faststart"})
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with FileSource(path, threads=threads) as source:
+        frames = list(source)
+        missing = re.findall(r"(\d+) pictures missing", source.damage[0])
+    assert len(frames) + int(missing[0]) == 60
 
 
 @pytest.mark.fault

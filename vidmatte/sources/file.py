@@ -193,6 +193,9 @@ class FileSource:
 
         in_a_row = 0
         for packet in self._packets():
+            if self._is_cut(packet):
+                self._report.undecodable(packet)
+                continue
             try:
                 pictures = self._decoder.decode(packet if packet.size else None)
                 in_a_row = 0
@@ -215,6 +218,15 @@ class FileSource:
                 if picture.is_corrupt:
                     self._report.corrupt(picture)
                 yield picture
+
+    def _is_cut(self, packet: Packet) -> bool:
+        """Whether the file ends within the packet.
+
+        Its error would come when the decoder is emptied, and cost the whole pictures that wait
+        in the decoder's other threads.
+        """
+        clocked = self.container.format.name in _shared.RELATIVE_FORMATS  # marks gaps like this
+        return packet.is_corrupt and packet.size > 0 and not clocked
 
     def _packets(self) -> Iterator[Packet]:
         import av
