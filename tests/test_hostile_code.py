@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
@@ -125,7 +126,8 @@ def test_ffmpeg_never_gets_a_name_that_it_could_resolve() -> None:
         "sources/synthetic.py": ["f'file:{path}'", "f'file:{alpha_path}'"],
     }
     assert {where: opened.get(where) for where in ours} == ours
-    asked_for_explicitly = {where for where in opened if "camera" in where}
+    # A camera, or a virtual one, is asked for explicitly: a device and its one format.
+    asked_for_explicitly = {where for where in opened if re.search("camera|virtualcam", where)}
     assert set(opened) - set(ours) == asked_for_explicitly
 
 
