@@ -101,32 +101,56 @@ USES = (
     Use("u2netp.pth", (), (*IMPORT, "u2netp.pth")),
     Use("u2netp.safetensors", (), (*IMPORT, "u2netp.safetensors", "--name", MODEL)),
     Use("u2netp.onnx", (), (*IMPORT, "u2netp.onnx")),
-    Use("u2netp.safetensors", ("u2netp.json",), (*RUN, *NULL, *INSTALLED), "models"),
+    Use("u2netp.safetensors", ("u2netp.json",), (*RUN, *INSTALLED), "models"),
     Use("u2netp.json", ("u2netp.safetensors",), (*RUN, *NULL, *INSTALLED), "models"),
     Use("u2netp.json", ("u2netp.safetensors",), ("models", "list", "--json"), "models"),
 )  # fmt: skip
 
 
-def _lie_in_header(data: bytes, rng: random.Random) -> bytes:
-    """Change a number or a name in the JSON that a safetensors file begins with."""
-    size = int.from_bytes(data[:8], "little")
-    header = data[8 : 8 + size]
-    words = list(re.finditer(rb'\d+|"F16"|"F32"|"[a-z_]+"', header))
+JSON_LIES = (b'"BF16"', b'"I64"', b"null", b"[]", b"{}", b"NaN", b"-1e999", b'"\\u001b[31m"',
+             b'"' + b"0" * 64 + b'"', *TEXT_LIES)  # fmt: skip
+
+
+def _lie_in_json(data: bytes, rng: random.Random) -> bytes:
+    """Change a number or a name."""
+    words = list(re.finditer(rb'-?\d+(\.\d+)?|"[^"]+"', data))
     chosen = rng.choice(words[: rng.choice((3, 20, len(words)))])
-    lies = (b'"BF16"', b'"I64"', b"null", b"[]", b'"\\u001b[31m"', *TEXT_LIES)
-    header = header[: chosen.start()] + rng.choice(lies) + header[chosen.end() :]
-    return len(header).to_bytes(8, "little") + header + data[8 + size :]
+    return data[: chosen.start()] + rng.choice(JSON_LIES) + data[chosen.end() :]
+
+
+def _lie(name: str, data: bytes, rng: random.Random) -> bytes:
+    """Lie in a JSON file, or in the JSON that a safetensors file begins with."""
+    if name.endswith(".json"):
+        return _lie_in_json(data, rng)
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = _lie_in_json(data[8:end], rng)
+    return len(header).to_bytes(8, "little") + header + data[end:]
+
+
+def _flip_values(data: bytes, rng: random.Random) -> bytes:
+    """Change bytes anywhere: mostly values, which are as good as any until they are not finite."""
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 4, 64))):
+        out[rng.randrange(len(out))] = rng.randrange(256)
+    return bytes(out)
+
+
+def _damage(
+    name: str, bases: dict[str, bytes], rng: random.Random
+) -> tuple[bytes, tuple[str, ...]]:
+    data, choice = bases[name], rng.random()
+    if choice < 0.25:
+        return _flip_values(data, rng), ("flip values",)
+    if choice < 0.6 and name.endswith((".safetensors", ".json")):
+        return _lie(name, data, rng), ("lie",)
+    return damage(data, rng, [bases[other] for other in sorted(bases)])
 
 
 def weights_case(seed: int, bases: dict[str, bytes], picture: bytes) -> Case:
     """Damage one of the `bases` and choose what is done with it; the same for the same seed."""
     rng = random.Random(seed)
     use = rng.choice(USES)
-    data, mutations = bases[use.damaged], ("lie in the header",)
-    if use.damaged.endswith(".safetensors") and rng.random() < 0.4:
-        data = _lie_in_header(data, rng)
-    else:
-        data, mutations = damage(data, rng, [bases[name] for name in sorted(bases)])
+    data, mutations = _damage(use.damaged, bases, rng)
     files = {f"{use.folder}/{name}".removeprefix("./"): bases[name] for name in use.beside}
     files |= {f"{use.folder}/{use.damaged}".removeprefix("./"): data, PICTURE: picture}
     outputs = ("o.png",) if use.arguments[0] == "run" else ()

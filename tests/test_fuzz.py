@@ -95,7 +95,7 @@ def test_300_damaged_videos_and_pictures(tmp_path: Path, record_property: Record
 def test_60_damaged_weights(tmp_path: Path, record_property: Record) -> None:
     verdicts = fuzz("weights", 0, 60, tmp_path)
     check("weights", verdicts, 60, record_property)
-    assert 3 < sum(verdict.exit_code == 0 for verdict in verdicts) < 40
+    assert 0 < sum(verdict.exit_code == 0 for verdict in verdicts) < 40
     assert {verdict.base for verdict in verdicts} == {use.damaged for use in USES}
 
 

@@ -7,9 +7,16 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Cli, decode, make_clip, run_file, times_of
+from safetensors.numpy import load_file
+
+from vidmatte.errors import ModelError
+from vidmatte.models.table import WEIGHTS_FOLDER, Convolution, convolutions, models
+from vidmatte.models.weights import folded
 
 pytestmark = pytest.mark.fault
 
@@ -96,7 +103,7 @@ def test_an_index_larger_than_its_file_is_refused_before_it_is_built(
     done = run_cli("run", source, tmp_path / "o.mp4", "--backend", "null",
                    shell_prefix="ulimit -v 3000000;")  # fmt: skip
     assert done.returncode == 1
-    assert re.fullmatch(r"error: \S+: its index claims 671\d+ samples .*\n", done.stderr)
+    assert re.match(r"error: \S+: its index claims 671\d+ samples ", done.stderr)
 
 
 @pytest.mark.parametrize("how", [{}, {"movflags": "frag_keyframe+empty_moov"}], ids=["whole", "f"])
@@ -113,3 +120,34 @@ def test_a_cut_file_is_not_taken_for_a_false_index(tmp_path: Path) -> None:
                        audio_first=False, muxer={"movflags": "faststart"})  # fmt: skip
     source.write_bytes(source.read_bytes()[:100_000])
     assert run_file(source, tmp_path / "o.mp4").frames == 8
+
+
+@pytest.mark.parametrize(
+    ("weight", "variance"),
+    [(np.inf, np.inf), (1.0, -1.0), (1e300, 1.0)],
+    ids=["infinity by nothing", "negative variance", "too large for float32"],
+)
+def test_weights_that_do_not_compute_are_refused_without_a_warning(
+    weight: float, variance: float
+) -> None:
+    """numpy warned on the terminal of what the check behind it refuses in one line."""
+    conv, tensors = _first_normalised()
+    for key, value in ((conv.weight_key, weight), (conv.bn_key("running_var"), variance)):
+        tensors[key] = tensors[key].astype(np.float64)
+        tensors[key].flat[0] = value
+    with pytest.raises(ModelError, match="finite"):
+        folded(models()["live"].network, tensors)
+
+
+def _first_normalised() -> tuple[Convolution, dict[str, Any]]:
+    """The first convolution of `live` with a normalisation on disk, and all its tensors."""
+    tensors = dict(load_file(WEIGHTS_FOLDER / "live.safetensors"))
+    network = models()["live"].network
+    return next(c for c in convolutions(network) if c.bn_key("running_var") in tensors), tensors
+
+
+def test_a_normalisation_of_a_wrong_shape_is_refused() -> None:
+    conv, tensors = _first_normalised()
+    tensors[conv.bn_key("bias")] = np.zeros(3, np.float32)
+    with pytest.raises(ModelError, match="wrong shape"):
+        folded(models()["live"].network, tensors)

@@ -183,11 +183,17 @@ def folded(network: Network, tensors: Tensors, path: Path | None = None) -> Fold
     result: FoldedTensors = {}
     for conv in convolutions(network):
         try:
-            weight, bias = _fold_one(conv, tensors)
+            with np.errstate(all="ignore"):  # what comes of it is looked at below
+                weight, bias = _fold_one(conv, tensors)
         except KeyError as exc:
             raise ModelError(
                 f"{named}the weights lack {exc.args[0]}",
                 hint="save the whole model.state_dict()",
+            ) from exc
+        except ValueError as exc:
+            raise ModelError(
+                f"{path or 'the weights'}: the normalisation of {conv.name} has a wrong shape",
+                hint="get the file again",
             ) from exc
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             raise ModelError(
@@ -210,7 +216,8 @@ def _fold_one(
         return weight, bias
     parts = ("weight", "bias", "running_mean", "running_var")
     gamma, beta, mean, variance = (
-        np.asarray(tensors[conv.bn_key(part)], np.float32) for part in parts
+        np.asarray(tensors[conv.bn_key(part)], np.float32).reshape(conv.out_channels)
+        for part in parts
     )
     scale = gamma / np.sqrt(variance + np.float32(BN_EPSILON))
     return weight * scale[:, None, None, None], (bias - mean) * scale + beta
