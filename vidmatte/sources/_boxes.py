@@ -41,7 +41,8 @@ def refuse_false_index(descriptor: int, name: str) -> None:
         if claimed > believable:
             raise InputError(
                 f"{name}: its index claims {claimed} samples in {status.st_size} bytes; "
-                "it is damaged or made to do harm"
+                "it is damaged or made to do harm",
+                hint="copy or download it again, from where you trust",
             )
 
 
