@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import make_clip, plane_arrays, wait_until
 
+from vidmatte.backdrop import Backdrop
 from vidmatte.compute.cpu.background import Background
 from vidmatte.errors import InputError, UsageError, VidmatteError
 from vidmatte.frames import Frame, VideoInfo, layout_of
@@ -336,6 +337,19 @@ def test_a_bad_file_is_named_once(tmp_path: Path) -> None:
     assert len(lines) == 1
     assert "a.png: is not a video or picture" in lines[0]
     assert folder.files == ()
+
+
+@pytest.mark.fault
+def test_a_file_that_trips_us_up_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture_file(tmp_path / "a.png", (255, 0, 0))
+
+    def trip(backdrop: Backdrop) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Backdrop, "check", trip)
+    folder = WatchedFolder(str(tmp_path), "cover")
+    lines = [line for _ in range(3 * PATIENCE) for line in folder.scan()[0]]
+    assert lines == ["a.png: cannot be shown: a bug; it is not used"]
 
 
 @pytest.mark.fault

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from conftest import (
@@ -129,6 +130,40 @@ def test_a_camera_that_never_comes_ends_after_the_timeout(run_cli: Cli, tmp_path
     assert done.returncode == 1
     assert "error: " in done.stderr
     assert leftovers(tmp_path, "camera") == []
+
+
+@pytest.mark.fault
+def test_a_full_disk_ends_the_recording_and_is_told(run_cli: Cli, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "noise.mp4", 20, (320, 180), rate=30)
+    done = run_cli("webcam", "--camera", clip, "--backend", "null", "--record",
+                   tmp_path / "a.mkv", "--for", 1.5, shell_prefix="ulimit -f 100;")  # fmt: skip
+    assert done.returncode == 1
+    part = tmp_path / "a.part.mkv"
+    assert "the recording ends: " in done.stderr
+    assert "error: " in done.stderr
+    assert f"stopped: what was finished is in {part}" in done.stderr
+    assert len(decode(part)) > 0
+
+
+@pytest.mark.fault
+def test_kill_9_leaves_a_part_that_plays(run_cli: Cli, tmp_path: Path) -> None:
+    process = run_cli.start("webcam", *SMALL, "--record", tmp_path / "a.mp4")
+    part = tmp_path / "a.part.mp4"
+
+    def plays() -> bool:
+        with contextlib.suppress(av.FFmpegError, OSError, IndexError):
+            return len(decode(part)) > 0
+        return False
+
+    try:
+        wait_until(plays, ENDS_S)
+    finally:
+        process.kill()
+        process.communicate()
+    assert len(decode(part)) > 0
+    again = run_cli("webcam", *SMALL, "--record", tmp_path / "a.mp4", "--for", 0.2)
+    assert again.returncode == 0  # the socket of the dead one is no hindrance
+    assert "an earlier unfinished part is kept as a.stale1.mp4" in again.stderr
 
 
 @pytest.fixture

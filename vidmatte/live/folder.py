@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from vidmatte.backdrop import Backdrop
-from vidmatte.errors import InputError, VidmatteError, printable
+from vidmatte.errors import InputError, printable
+from vidmatte.live.ahead import reason
 
 # What a folder of backgrounds is searched for; other files in it are somebody else's.
 _PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "jxl", "gif", "apng")
@@ -122,11 +123,11 @@ class WatchedFolder:
             return [f"{shown}: is a link; those of a watched folder are not followed"]
         try:
             Backdrop(name, self._fit).check()
-        except VidmatteError as exc:
+        except Exception as exc:  # noqa: BLE001 - a call goes on, whatever a file holds
             entry.failures += 1
             if entry.failures < PATIENCE:
                 return []
             entry.state = "bad"
-            return [f"{exc}; it is not used"]
+            return [f"{reason(shown, exc)}; it is not used"]
         entry.state = "good"
         return [f"{shown} joins the backgrounds"] if announce and not entry.was_good else []
