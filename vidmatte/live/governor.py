@@ -47,7 +47,7 @@ class Load:
     network_s: float = 0.0
 
 
-_TIGHT = 0.9  # share of the time for a picture above which it is too slow,
+_TIGHT = 1.0  # share of the time for a picture above which it is too slow,
 _TIGHT_MISSED = 0.05  # or of pictures missed
 _ROOMY = 0.75  # share that the level above may be expected to take
 _ROOMY_MISSED = 0.01
