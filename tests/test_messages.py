@@ -283,3 +283,12 @@ def test_every_message_is_provoked() -> None:
     if UPDATE:
         print("\n".join(["MISSING", *sorted(missing)]))
     assert sorted(missing) == sorted(NOT_PROVOKED)
+
+
+def test_the_promises_name_tests_that_are_there() -> None:
+    text = (REPOSITORY / "docs" / "promises.md").read_text("utf-8")
+    rows = re.findall(r"^\| \d+ \| .*\|(.*)\|$", text, re.MULTILINE)
+    named = [re.findall(r"`(test_\w+)`", row) for row in rows]
+    assert [len(tests) > 0 for tests in named[-10:]] == [True] * 10
+    for name in set(re.findall(r"`(test_\w+)`", text)):
+        assert (Path(__file__).parent / f"{name}.py").is_file(), name
