@@ -61,6 +61,7 @@ class Shutter:
         """Show nothing any more that was captured before `now_s`, but for what is frozen."""
         self._not_before_s = now_s
         self.last = None
+        self._is_open = False  # without holding it against the pictures to come
 
     def decide(
         self, candidate: Ready | None, now_s: float, *, mode: Mode, bare: bool, period_s: float
