@@ -30,7 +30,7 @@ class Counter:
         self.tracebacks: list[str] = []
         self.current = ""
 
-    def saw(self, process: subprocess.Popen[Any], stderr: str | bytes | None) -> None:
+    def saw(self, stderr: str | bytes | None) -> None:
         """Look at what a finished command has printed."""
         self.commands += 1
         text = stderr.decode("utf-8", "replace") if isinstance(stderr, bytes) else stderr or ""
@@ -80,8 +80,9 @@ def count_commands(counter: Counter) -> None:
     @functools.wraps(original)
     def communicate(self: subprocess.Popen[Any], *args: Any, **options: Any) -> Any:
         output = original(self, *args, **options)
-        if is_ours(self):
-            counter.saw(self, output[1])
+        if is_ours(self) and self.__dict__.setdefault("_counted", 0) == 0:  # it may be asked again
+            self.__dict__["_counted"] = 1
+            counter.saw(output[1])
         return output
 
     subprocess.Popen.communicate = communicate  # type: ignore[method-assign]

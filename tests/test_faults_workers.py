@@ -256,7 +256,8 @@ from vidmatte.sinks.file import FileSink
 from vidmatte.sources.file import FileSource
 sizes, write_to, frames_of = [], FileSink.write, FileSource.__iter__
 def write(self, picture):
-    pages = int(open("/proc/self/statm").read().split()[1])
+    with open("/proc/self/statm") as statm:
+        pages = int(statm.read().split()[1])
     sizes.append(pages * resource.getpagesize() / 2**20)
     time.sleep({consumer_s})
     write_to(self, picture)
@@ -266,7 +267,8 @@ def frames(self):
         yield frame
 close_it = FileSink.close
 def close(self):
-    open({report!r}, "w").write(f"{{sizes[0]}} {{max(sizes)}}")
+    with open({report!r}, "w") as report:
+        report.write(f"{{sizes[0]}} {{max(sizes)}}")
     close_it(self)
 FileSink.write, FileSource.__iter__, FileSink.close = write, frames, close
 """
@@ -293,6 +295,7 @@ def test_memory_stays_flat_however_the_speeds_differ(tmp_path: Path, run_cli: Cl
         for process in processes:
             _, errors = process.communicate(timeout=60)
             assert process.returncode == 0, errors
+        assert no_traceback(errors)
     for name in ("consumer", "producer"):
         assert len(decode(tmp_path / f"{name}.mkv")) == LARGE_FRAMES
         first, most = map(float, (tmp_path / f"{name}.txt").read_text().split())
