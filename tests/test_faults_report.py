@@ -27,7 +27,7 @@ def test_holds(record_property):
     assert command("print(1)").returncode == 0
 
 def test_shows_a_traceback():
-    process = subprocess.Popen([sys.executable, "-c", "1 / 0  # vidmatte"], stderr=-1)
+    process = subprocess.Popen([sys.executable, "-c", "1 / 0  # vidmatte"], stdout=-1, stderr=-1)
     assert process.communicate() == process.communicate()  # one command
     assert process.returncode == 1
 
