@@ -18,6 +18,7 @@ from conftest import REPOSITORY, Cli, make_clip
 
 pytestmark = [
     pytest.mark.fault,
+    pytest.mark.timeout(300),  # 15 s at most on two idle cores; a minute where six share them
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
 ]
 
@@ -54,7 +55,7 @@ class Soak:
 
 
 def soak(
-    cli: Cli, kind: str, source: Path, output: Path, backend: str, limit_s: float = 110
+    cli: Cli, kind: str, source: Path, output: Path, backend: str, limit_s: float = 280
 ) -> Soak:
     script = Path(__file__).with_name("soaking.py")
     command = [sys.executable, str(script), kind, str(source), str(output), backend]
