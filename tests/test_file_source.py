@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+import weakref
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -30,6 +33,23 @@ def test_every_picture_comes_once_in_order_as_decoded(tmp_path: Path) -> None:
     assert [f.index for f in frames] == list(range(40))
     assert [f.pts for f in frames] == sorted({f.pts for f in frames})
     assert [digest(f.picture) for f in frames] == [digest(p) for p in decode(path)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 20])
+def test_a_source_is_gone_when_it_is_left(count: int, tmp_path: Path) -> None:
+    """A live background is opened again for every loop: decoders must not wait for the gc."""
+    path = make_clip(tmp_path / "s.mp4", 20, (320, 180))
+    opened: list[weakref.ref[FileSource]] = []
+    gc.collect()
+    gc.disable()
+    try:
+        with FileSource(path) as source:
+            opened.append(weakref.ref(source))
+            frames = list(islice(source, count))
+        del source, frames
+        assert opened[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_what_a_source_says_of_itself(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -157,6 +159,7 @@ def test_a_video_goes_by_the_frames_times_and_loops(start: Start, tmp_path: Path
     background = rack.current()
     assert background is not None
     start_s = 12345.0  # of a monotonic clock
+    background.planes(frame_at(start_s), ALPHA)
     for tenth in (0, 1, 2, 5, 9, 10, 13):
         frame = frame_at(start_s + tenth / 10 + 0.01)
         expected = pictures[tenth % 10]  # decoded ahead, unless this machine is slow
@@ -275,6 +278,23 @@ def test_what_is_no_longer_shown_is_closed(start: Start, tmp_path: Path) -> None
         rack.next()
         wait_until(lambda: shows(rack, "red"))
         wait_until(lambda: open_files() == 0)
+
+
+def test_what_is_no_longer_shown_is_freed(start: Start, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "b.mkv", 5, SIZE, rate=10, codec="ffv1")
+    rack = start(clip, "red")
+    background = rack.current()
+    assert isinstance(background, AheadBackground)
+    video = weakref.ref(background._video)
+    del background
+    gc.collect()
+    gc.disable()
+    try:
+        rack.next()
+        wait_until(lambda: shows(rack, "red"))
+        wait_until(lambda: video() is None)
+    finally:
+        gc.enable()
 
 
 def test_a_folder_joins_the_round(start: Start, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -97,7 +98,7 @@ class Backdrop:
                 picture = upright_rgb(source)
                 return background.picture_background(picture, self._fit, info, layout)
         return background.video_background(
-            lambda: self._source(self._text, threads=1), self._fit, info, layout
+            partial(self._source, self._text, threads=1), self._fit, info, layout
         )
 
 

@@ -64,7 +64,7 @@ class AheadBackground:
             if self._last_s is not None:
                 self._time_s += min(max(frame.time_s - self._last_s, 0.0), MAX_STEP_S)
             self._last_s = frame.time_s
-            while self._ready and self._ready[0][0] <= self._time_s:
+            while self._ready and self._ready[0][0] <= self._time_s + STEP_S / 2:
                 self._shown = self._ready.popleft()[1]
             self._changed.notify_all()
             return self._shown

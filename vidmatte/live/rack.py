@@ -173,24 +173,29 @@ class BackgroundRack:
 
     def _work(self) -> None:
         """Serve wishes and look at the folders until closed; on the rack's thread."""
-        while True:
-            wait_s = SCAN_S if self._folders else None
-            if any(folder.is_busy for folder in self._folders.values()):
-                wait_s = 0
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: self._closed or self._wish or self._discarded, wait_s
-                )
-                if self._closed:
-                    return
-                discarded, self._discarded = self._discarded, []
-                wish = self._wish
-            for built in discarded:
-                built.close()
+        while self._wait():
+            self._close_discarded()
+            wish = self._wish
             if wish is not None:
                 self._serve(wish)
             else:
                 self._look()
+
+    def _wait(self) -> bool:
+        """Wait until there is something to do; return False when closed."""
+        wait_s = SCAN_S if self._folders else None
+        if any(folder.is_busy for folder in self._folders.values()):
+            wait_s = 0
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._wish or self._discarded, wait_s)
+            return not self._closed
+
+    def _close_discarded(self) -> None:
+        """Close what is no longer shown, and keep none of it alive while waiting."""
+        with self._changed:
+            discarded, self._discarded = self._discarded, []
+        for built in discarded:
+            built.close()
 
     def _serve(self, wish: str) -> None:
         """Build a wished background and hand it over; after a failure the old one stays."""

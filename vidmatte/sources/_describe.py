@@ -87,12 +87,18 @@ def orientation_of(picture: av.VideoFrame) -> Orientation:
 
 
 def _side_data(picture: av.VideoFrame) -> dict[str, bytes]:
-    """Return the picture's side data blocks by PyAV's names."""
+    """Return the picture's side data blocks by PyAV's names.
+
+    Not by `picture.side_data`: picture and container would hold each other until the garbage
+    collector comes, which can be long in a live session (PyAV 18.1).
+    """
+    from av.sidedata.sidedata import SideDataContainer
+
     try:
-        blocks: list[Any] = list(picture.side_data)
+        blocks: list[Any] = list(SideDataContainer(picture))  # type: ignore[call-arg] # not in the stub
     except ValueError:  # PyAV cannot list the blocks of pictures with EXIF
         try:
-            blocks = list(_without_exif(picture).side_data)
+            blocks = list(SideDataContainer(_without_exif(picture)))  # type: ignore[call-arg]
         except ValueError:
             return {}
     return {block.type.name: bytes(block) for block in blocks}

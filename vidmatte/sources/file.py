@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -81,6 +82,9 @@ class FileSource:
         tb: TracebackType | None,
     ) -> None:
         self._waiting.clear()
+        if pictures := getattr(self, "_pictures", None):
+            with suppress(ValueError):  # a thread that hangs in the decoder still runs it
+                pictures.close()  # it holds this source, which would keep its decoder for long
         if container := getattr(self, "container", None):
             container.close()
         if self._descriptor >= 0:
@@ -187,7 +191,7 @@ class FileSource:
             yield self._waiting.popleft()
         yield from in_display_order(self._pictures, self._report)
 
-    def _decode(self) -> Iterator[av.VideoFrame]:
+    def _decode(self) -> Generator[av.VideoFrame, None, None]:
         """Yield every picture that decodes; count what does not. Ends at the end of the stream."""
         import av
 
