@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -174,6 +176,95 @@ def test_a_real_window_opens_beside_pyav_and_dies_with_its_display(
         wait_until(lambda: preview.closed)
     finally:
         preview.close()
+
+
+# Uncovers the windows and gives them the focus, as the window manager would that Xvfb has not,
+# looks at the middle of the screen until it has a colour, then presses
+# keys. Xlib must not be used where PyAV is loaded.
+USER = """
+import ctypes, sys, time
+X, XTest = ctypes.CDLL("libX11.so.6"), ctypes.CDLL("libXtst.so.6")
+X.XOpenDisplay.restype = X.XGetImage.restype = ctypes.c_void_p
+X.XDefaultRootWindow.restype = X.XGetPixel.restype = ctypes.c_ulong
+display = ctypes.c_void_p(X.XOpenDisplay(None))
+root = ctypes.c_ulong(X.XDefaultRootWindow(display))
+ignored = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(lambda *_: 0)
+X.XSetErrorHandler(ignored)  # a helper window of Qt's cannot have the focus
+
+def manage_windows():
+    nobody, count = ctypes.c_ulong(), ctypes.c_uint()
+    windows = ctypes.POINTER(ctypes.c_ulong)()
+    X.XQueryTree(display, root, *map(ctypes.byref, (nobody, nobody, windows, count)))
+    for window in map(ctypes.c_ulong, windows[: count.value]):
+        X.XClearArea(display, window, 0, 0, 0, 0, 1)
+        X.XSetInputFocus(display, window, 2, ctypes.c_ulong(0))
+    X.XSync(display, 0)
+
+wanted = tuple(map(int, sys.argv[1:4]))
+end = time.monotonic() + float(sys.argv[4])
+while time.monotonic() < end:
+    image = X.XGetImage(display, root, 320, 240, 1, 1, ctypes.c_ulong(0xFFFFFF), 2)
+    value = X.XGetPixel(ctypes.c_void_p(image), 0, 0)
+    seen = value >> 16 & 255, value >> 8 & 255, value & 255
+    if max(abs(a - b) for a, b in zip(seen, wanted)) <= 4:
+        break
+    manage_windows()
+    time.sleep(0.1)
+else:
+    sys.exit(f"the screen shows {seen}")
+for line in sys.stdin:  # one at a time: OpenCV keeps the latest key only
+    manage_windows()
+    code = X.XKeysymToKeycode(display, ctypes.c_ulong(ord(line[0])))
+    for down in (1, 0):
+        XTest.XTestFakeKeyEvent(display, code, down, 0)
+    X.XSync(display, 0)
+"""
+
+
+def keys_through(preview: Preview, picture: av.VideoFrame, seen_within_s: float) -> str | None:
+    """Show a picture until it is seen, then press keys; return them, None if it is not seen."""
+    command = [sys.executable, "-c", USER, "255", "1", "2", str(seen_within_s)]
+    arrived = ""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as user:
+        assert user.stdin is not None
+        for key in "b q":
+            with suppress(BrokenPipeError):
+                user.stdin.write(f"{key}\n")
+                user.stdin.flush()
+            end_s = time.monotonic() + 30
+            while not arrived.endswith(key):
+                preview.show(picture)
+                if user.poll() is not None:
+                    return None
+                assert time.monotonic() < end_s, f"key {key!r} did not arrive"
+                time.sleep(0.01)
+                arrived += "".join(preview.keys())
+    return arrived
+
+
+@ON_X11
+@pytest.mark.usefixtures("display")
+def test_the_screen_shows_the_picture_and_its_keys_arrive() -> None:
+    """One window of OpenCV 5 in six stays black under Xvfb, in a loop of three lines, too."""
+    for library in ("libX11.so.6", "libXtst.so.6"):
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            pytest.skip(f"needs {library} to look at the screen and to press keys")
+    red = av.VideoFrame(640, 480, "yuv420p")
+    for plane, value in zip(red.planes, (63, 102, 240), strict=True):  # of BT.709, limited
+        plane.update(bytes([value]) * plane.buffer_size)
+    red.colorspace, red.color_range = 1, 1
+    arrived = None
+    for seen_within_s in (2, 4, 8, 8, 8, 8):
+        preview = Preview.open()
+        try:
+            arrived = keys_through(preview, red, seen_within_s)
+        finally:
+            preview.close()
+        if arrived is not None:
+            break
+    assert arrived == "b q"
 
 
 def test_large_pictures_are_shown_smaller() -> None:
