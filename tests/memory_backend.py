@@ -70,7 +70,9 @@ class MemoryBackend:
         return None
 
     def close(self) -> None:
-        self.closed = True
+        first, self.closed = not self.closed, True
+        if first and self.failure is not None:  # pyvirtualcam then asks again when it is collected
+            raise self.failure
 
     @classmethod
     def readers(cls, device: str) -> int | None:

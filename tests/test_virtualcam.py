@@ -273,7 +273,10 @@ def test_v4l2_output_gone_while_sending(v4l2_output: FakeDevice, tmp_path: Path)
     def refuse(packet: object) -> None:
         raise OSError(errno.ENODEV, "No such device")
 
-    camera._container = SimpleNamespace(mux_one=refuse, close=lambda: None)  # type: ignore[assignment]
+    def gone() -> None:
+        refuse(None)
+
+    camera._container = SimpleNamespace(mux_one=refuse, close=gone)  # type: ignore[assignment]
     with pytest.raises(VirtualCameraLostError, match="no such device"):
         camera.send(picture_of(0))
     camera.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import time
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Plane = NDArray[np.uint8]
+
+log = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 1.0  # that the device file is still there: writing alone does not always tell
 BUSY_WORDS = ("in use", "busy", "could not be started", "couldn't start", "multiple cameras")
@@ -56,7 +59,7 @@ class VirtualCamera(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the device back; closing twice does nothing."""
+        """Give the device back; closing twice does nothing, and a device that is gone is closed."""
         ...
 
 
@@ -179,8 +182,8 @@ class PyvirtualcamOutput:
             self._watch.close()
         try:
             camera.close()
-        except (RuntimeError, OSError) as exc:
-            raise VirtualCameraLostError(f"virtual camera {self.device}: {exc}") from exc
+        except (RuntimeError, OSError) as exc:  # it is gone, which is why it is closed
+            log.warning("virtual camera %s: %s", self.device, exc)
 
 
 def _readers_of_backend(name: str) -> Any:
@@ -253,8 +256,7 @@ class V4l2Output:
             try:
                 container.close()
             except (av.FFmpegError, OSError) as exc:
-                reason = f"virtual camera {self.device}: {_words(exc)}"
-                raise VirtualCameraLostError(reason) from exc
+                log.warning("virtual camera %s: %s", self.device, _words(exc))
 
 
 def _words(exc: Exception) -> str:
