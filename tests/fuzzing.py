@@ -178,12 +178,15 @@ def _pictures_in(path: Path) -> int:
 
 
 def run_cases(build: Callable[[int], Case], seeds: range, folder: Path) -> list[Verdict]:
-    """Run one case per seed; keep the folders of those that went wrong. Ends early at ten."""
+    """Run one case per seed; keep the folders of a single one and of those that went wrong.
+
+    Ends early at ten of these.
+    """
     verdicts: list[Verdict] = []
     for seed in seeds:
         place = folder / str(seed)
         verdicts.append(run_case(build(seed), place))
-        if not verdicts[-1].problems:
+        if not verdicts[-1].problems and len(seeds) > 1:
             shutil.rmtree(place)
         elif sum(bool(v.problems) for v in verdicts) >= ENOUGH:
             break
@@ -234,7 +237,6 @@ def main() -> int:
     if given.count == 1:
         print("files in", given.folder / str(given.seed))
         shutil.rmtree(given.folder / str(given.seed), ignore_errors=True)
-        write_case(build(given.seed), given.folder / str(given.seed))
     verdicts = run_cases(build, range(given.seed, given.seed + given.count), given.folder)
     if given.verdicts:
         given.verdicts.write_text(json.dumps([asdict(v) for v in verdicts]))
