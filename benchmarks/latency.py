@@ -352,11 +352,19 @@ def lateness(run: Run, new: list[Sent]) -> dict[str, Any]:
         "latency_p50_ms": round(float(np.percentile(ages, 50)), 2),
         "latency_p95_ms": round(float(np.percentile(ages, 95)), 2),
         "latency_max_ms": round(float(ages.max()), 2),
-        "drift_ms_per_minute": round(60 * float(np.polyfit(times - times[0], ages, 1)[0]), 3),
+        "drift_ms_per_minute": round(60 * drift(times, ages), 3),
         "send_per_capture_s": round(
             float(np.polyfit(captures - captures[0], times - times[0], 1)[0]), 7
         ),
     }
+
+
+def drift(times: np.ndarray, ages: np.ndarray) -> float:  # type: ignore[type-arg]
+    """Return the median slope between all pairs of seconds, by their median ages (Theil-Sen)."""
+    seconds = np.floor(times - times[0])
+    middles = [(s, float(np.median(ages[seconds == s]))) for s in np.unique(seconds)]
+    slopes = [(b - a) / (t - s) for n, (s, a) in enumerate(middles) for t, b in middles[n + 1 :]]
+    return statistics.median(slopes)
 
 
 def honesty(run: Run, sent: list[Sent], repeats: list[Sent]) -> dict[str, Any]:

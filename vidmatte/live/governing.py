@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 WINDOW_S = 1.0  # that a load is measured over
 EVERY_S = 0.25  # between two looks at it
+START_S = 2.0  # until the first look: the other levels are being opened, and that load passes
 
 
 class Governing:
@@ -28,7 +29,7 @@ class Governing:
         self._governor = Governor(mattes.levels)
         self._work: deque[tuple[float, float]] = deque()  # when a picture was done, seconds spent
         self._wanted: deque[tuple[float, int]] = deque()  # when looked, pictures to be used so far
-        self._next_s = float("-inf")
+        self._next_s = shared.now() + START_S
         self._use_rate_share()
 
     def heard(self, busy_s: float, now_s: float) -> None:

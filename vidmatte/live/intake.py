@@ -68,8 +68,7 @@ class Intake:
         """Say once that the camera is gone, wait before the next try; raise after the time-out."""
         shared = self._shared
         if not self._patience.is_waiting:
-            timeout_s = shared.choice.reconnect_timeout_s
-            shared.say(f"{error}; waiting up to {timeout_s:g} s for it")
+            shared.say_lost(error)
             shared.trouble = "waiting for the camera"
         pause_s = self._patience.failed(shared.now())
         if pause_s is None:

@@ -99,8 +99,7 @@ class Sending:
             output, self.output = self.output, None
             output.close()
         if not self._patience.is_waiting:
-            timeout_s = shared.choice.reconnect_timeout_s
-            shared.say(f"{error}; waiting up to {timeout_s:g} s for it")
+            shared.say_lost(error)
         pause_s = self._patience.failed(shared.now())
         if pause_s is None:
             raise error

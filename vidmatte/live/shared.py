@@ -12,6 +12,7 @@ from vidmatte.live.pacing import Pacer
 from vidmatte.pipeline import Latest
 
 if TYPE_CHECKING:
+    from vidmatte.errors import VidmatteError
     from vidmatte.frames import Frame, VideoInfo
     from vidmatte.live.contracts import LiveChoice, Mode
     from vidmatte.live.shutter import Ready
@@ -66,6 +67,12 @@ class Shared:
     def say(self, line: str) -> None:
         """Keep a line for whoever watches."""
         self._events.append(line)
+
+    def say_lost(self, error: VidmatteError) -> None:
+        """Tell that something is missing and waited for, and what can be done about it."""
+        self.say(f"{error}; waiting up to {self.choice.reconnect_timeout_s:g} s for it")
+        if error.hint is not None:
+            self.say(error.hint)
 
     def events(self) -> list[str]:
         """Return the lines since the last call."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 STALE_S = 0.195  # the age from which a picture is not sent any more: 200 ms when it arrives
 CALM_S = 5.0  # after which a picture that stays away is forgiven
-FIRST_HOLD_S, LONGEST_HOLD_S = 0.25, 4.0  # how long the background stays when it flickers
+HOLD_S = 0.5  # without a gap, before it is forgiven earlier: the background stays that long
 THAW_S = 1.0  # what the first new picture may take after a freeze
 INTERVALS = 2  # what a new picture may wait beyond the work on it
 
@@ -43,7 +43,7 @@ class Shutter:
 
     Nothing older than STALE_S is sent, but for a picture frozen on purpose. A bare picture is
     sent only while bare pictures are wanted. When pictures stay away again and again, the
-    background stays longer each time, instead of flickering.
+    background stays until they come without a gap, instead of flickering.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,6 @@ class Shutter:
         self._is_open = False
         self._opened_s = float("-inf")
         self._reopen_s = self._usable_s = float("-inf")
-        self._hold_s = 0.0
         self._not_before_s = float("-inf")
 
     def forget(self, now_s: float) -> None:
@@ -114,7 +113,7 @@ class Shutter:
         if usable:
             self._usable_s = now_s
         elif now_s - self._usable_s > STALE_S:
-            self._reopen_s = now_s + self._hold_s
+            self._reopen_s = now_s + HOLD_S
         return True
 
     def _show(self, ready: Ready, now_s: float) -> tuple[Verdict, Ready]:
@@ -142,9 +141,8 @@ class Shutter:
         return ("closed", None) if held is None else ("again", held)
 
     def _close(self, now_s: float) -> None:
-        """Begin to show the background; for longer when the last time was not long ago."""
+        """Begin to show the background; for a while when the last time was not long ago."""
         self._is_open = False
-        calm = now_s - self._opened_s > CALM_S
-        self._hold_s = 0.0 if calm else min(max(2 * self._hold_s, FIRST_HOLD_S), LONGEST_HOLD_S)
-        self._reopen_s = self._usable_s = now_s
-        self._reopen_s += self._hold_s
+        self._usable_s = now_s
+        if now_s - self._opened_s <= CALM_S:
+            self._reopen_s = now_s + HOLD_S
