@@ -216,6 +216,12 @@ def test_synthetic_makes_sizes_even_and_refuses_tiny_ones() -> None:
         open_camera(CameraChoice("synthetic", (64, 30)))
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no stall of this machine pass for a pause."""
+    monkeypatch.setattr(_file_camera, "LATE_S", 600.0)
+
+
 def ends_a_read(camera: Camera, close: Callable[[], None]) -> None:
     """`close` from here ends a `read` that waits in another thread."""
     errors: list[BaseException] = []
@@ -259,6 +265,7 @@ def test_closing_ends_a_wait_for_a_writer(fifo: Path) -> None:
         ends_a_read(camera, camera.close)
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_file_plays_again_without_a_gap(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "c.mp4", 6, rate=100)
     camera = open_camera(CameraChoice(str(clip)))
@@ -271,6 +278,7 @@ def test_a_file_plays_again_without_a_gap(tmp_path: Path) -> None:
     assert len(set(prints)) == 6
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_file_keeps_its_own_pace(tmp_path: Path) -> None:
     pts = [0, 40, 50, 130]
     clip = make_clip(tmp_path / "c.mkv", 4, pts=pts, time_base=Fraction(1, 1000))
@@ -298,6 +306,7 @@ def test_a_file_goes_on_from_now_after_a_pause(
     camera.close()
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_single_picture_is_shown_again(tmp_path: Path) -> None:
     still = make_clip(tmp_path / "c.png", 1, codec="png", pix_fmt="rgb24", rate=100)
     camera = open_camera(CameraChoice(str(still)))
@@ -309,6 +318,7 @@ def test_a_single_picture_is_shown_again(tmp_path: Path) -> None:
     camera.close()
 
 
+@pytest.mark.usefixtures("patient")
 def test_numbered_pictures_have_the_wanted_rate(tmp_path: Path) -> None:
     for number in range(3):
         make_clip(tmp_path / f"p{number}.png", 1, codec="png", pix_fmt="rgb24")
