@@ -36,12 +36,13 @@ import numpy as np
 
 from vidmatte.backends import usable_cores
 from vidmatte.frames import Frame, Matte, VideoInfo, plane_views
-from vidmatte.live import networks
+from vidmatte.live import networks, rendering
 from vidmatte.live.contracts import Counts, LiveChoice
 from vidmatte.live.governor import PRESETS
 from vidmatte.live.mattes import LiveMatting
 from vidmatte.live.rack import BackgroundRack
 from vidmatte.live.session import LiveSession
+from vidmatte.live.shutter import Ready
 from vidmatte.matting import MattingChoice, Network, open_network
 from vidmatte.pipeline import Crew, Stop
 from vidmatte.sources._synthetic_camera import SyntheticCamera, code_of
@@ -120,22 +121,15 @@ class WatchedCamera(SyntheticCamera):
 
 
 class WatchedMattes(LiveMatting):
-    """The live mattes, remembering when the work on each picture began and ended."""
+    """The live mattes, remembering the times of their stages."""
 
     def __init__(self, info: VideoInfo, setting: Setting, crew: Crew) -> None:
         choice = MattingChoice(setting.model)
         super().__init__(info, choice, PRESETS[setting.preset], crew)
-        self.begun: dict[int, float] = {}
-        self.work_s: dict[int, float] = {}
         self.stages: list[dict[str, float]] = []
-
-    def conform(self, frame: Frame) -> Frame:
-        self.begun[frame.pts] = time.monotonic()
-        return super().conform(frame)
 
     def matte(self, frame: Frame) -> Matte | None:
         matte = super().matte(frame)
-        self.work_s[frame.pts] = time.monotonic() - self.begun.pop(frame.pts)
         self.stages.append(dict(self.stage_s))
         return matte
 
@@ -167,6 +161,7 @@ class Run:
     camera: WatchedCamera
     output: MemoryCamera
     mattes: list[WatchedMattes] = field(default_factory=list)
+    work_s: dict[int, float] = field(default_factory=dict)  # on each picture, by its stamp
     counts: list[Counts] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     began_s: float = 0.0
@@ -284,7 +279,13 @@ def measure(setting: Setting) -> Run:
         if run.began_s and time.monotonic() - run.began_s > WARM_UP_S + setting.seconds:
             session.end()
 
-    with slowed(setting):
+    def note(*parts: Any, **named: Any) -> Ready:
+        ready = Ready(*parts, **named)
+        if ready.picture.pts is not None:
+            run.work_s[ready.picture.pts] = ready.ready_s - ready.taken_s
+        return ready
+
+    with slowed(setting), mock.patch.object(rendering, "Ready", note):
         result = session.run(Stop(), tick)
     run.elapsed_s = time.monotonic() - run.began_s
     run.cpu_s = time.process_time() - run.cpu_s
@@ -389,17 +390,14 @@ def honesty(run: Run, sent: list[Sent], repeats: list[Sent]) -> dict[str, Any]:
 
 def longest_wait(run: Run, sent: list[Sent], new: list[Sent]) -> float:
     """Return how long a picture waited beyond the work on it, in intervals of that time."""
-    work_s: dict[int, float] = {}
-    for mattes in run.mattes:
-        work_s |= mattes.work_s
     times = np.array([s.time_s for s in sent])
     longest = 0.0
     for item in new:
-        if item.pts in work_s:
+        if item.pts in run.work_s:
             place = int(np.searchsorted(times, item.time_s))
             around = 1000 * np.diff(times[max(0, place - AROUND) : place + AROUND])
             interval_ms = max(run.setting.interval_ms, float(np.median(around)))
-            longest = max(longest, (age_ms(item) - 1000 * work_s[item.pts]) / interval_ms)
+            longest = max(longest, (age_ms(item) - 1000 * run.work_s[item.pts]) / interval_ms)
     return longest
 
 
