@@ -52,5 +52,6 @@ def test_exit_codes() -> None:
     assert codes == {
         "VidmatteError": 1, "UsageError": 2, "InputError": 1, "OutputError": 1,
         "ModelError": 1, "BackendError": 1, "CancelledError": 130,
+        "CameraLostError": 1, "VirtualCameraLostError": 1,
     }  # fmt: skip
     assert issubclass(UsageError, VidmatteError)

@@ -58,9 +58,15 @@ class OutputError(VidmatteError):
 class CameraLostError(InputError):
     """The camera is absent, busy or gone, and may come back."""
 
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint or "plug it in, or start it, and run this again")
+
 
 class VirtualCameraLostError(OutputError):
     """The virtual camera is absent, busy or gone, and may come back."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint or "`vidmatte cameras` lists what is there")
 
 
 class ModelError(VidmatteError):
