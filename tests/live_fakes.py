@@ -18,7 +18,15 @@ import numpy as np
 from vidmatte.compute.cpu.conform import Conformer
 from vidmatte.errors import BackendError, CameraLostError, VirtualCameraLostError
 from vidmatte.frames import Colour, Frame, Matte, VideoInfo, plane_views
-from vidmatte.live.contracts import LAYOUT, MICROSECONDS, LiveChoice, LiveResult, LiveStatus, Mode
+from vidmatte.live.contracts import (
+    LAYOUT,
+    MICROSECONDS,
+    LiveChoice,
+    LiveResult,
+    LiveStatus,
+    Mode,
+    OpenOutput,
+)
 from vidmatte.live.governor import Level
 from vidmatte.live.rack import BackgroundRack
 from vidmatte.live.session import LiveSession
@@ -247,6 +255,7 @@ class Call:
         backgrounds: tuple[str, ...] = (BACKGROUND,),
         rack: BackgroundRack | None = None,
         with_output: bool = True,
+        open_output: OpenOutput | None = None,
     ) -> None:
         self.camera = camera or TaggedCamera()
         self.output = MemoryCamera()
@@ -260,7 +269,7 @@ class Call:
         self.open_error: Exception | None = None
         self.session = LiveSession(
             lambda: self.camera.open(),
-            self.output.open if with_output else None,
+            (open_output or self.output.open) if with_output else None,
             self.rack,
             MattingChoice(backend="null"),
             choice or LiveChoice(reconnect_timeout_s=SOON_S),

@@ -257,6 +257,30 @@ def test_a_virtual_camera_that_can_never_work_ends_the_session_at_once(
         call.until_fails(OutputError, "no virtual camera")
 
 
+def test_pyvirtualcams_camera_is_busy_goes_and_comes_back() -> None:
+    pytest.importorskip("pyvirtualcam")
+    from memory_backend import registered
+
+    from vidmatte.sinks.virtualcam import open_virtual_camera
+
+    with registered() as backend:
+        backend.refusal = RuntimeError("the device is busy")
+        call = Call(open_output=lambda *shape: open_virtual_camera(None, *shape))
+        with call:
+            call.until_said("the device is busy; waiting up to")
+            backend.refusal = None
+            call.until(lambda: call.status.counts.shown > 5)
+            backend.failure = RuntimeError("the device went away")
+            call.until_said("the device went away; waiting up to")
+            shown = call.status.counts.shown
+            backend.failure = None
+            call.until_said("the virtual camera is back")
+            call.until(lambda: call.status.counts.shown > shown + 5)
+        pictures = [picture for camera in backend.opened for picture in camera.pictures]
+    assert len(pictures) >= 5
+    assert all(int(picture[: 128 * 96].max()) < ROOM_SEEN for picture in pictures)
+
+
 @pytest.mark.parametrize("size", [(96, 128), (256, 192), (100, 60)])
 def test_a_camera_that_changes_its_size_is_conformed(size: tuple[int, int]) -> None:
     with Call() as call:

@@ -30,6 +30,7 @@ class Governing:
         self._work: deque[tuple[float, float]] = deque()  # when a picture was done, seconds spent
         self._wanted: deque[tuple[float, int]] = deque()  # when looked, pictures to be used so far
         self._next_s = shared.now() + START_S
+        shared.level = ""
         self._use_rate_share()
 
     def heard(self, busy_s: float, now_s: float) -> None:

@@ -33,7 +33,7 @@ from vidmatte.live.intake import Intake
 from vidmatte.live.mattes import LiveMatting
 from vidmatte.live.rendering import Rendering
 from vidmatte.live.sending import Sending
-from vidmatte.live.shared import Shared
+from vidmatte.live.shared import NO_TROUBLE, Shared
 from vidmatte.pipeline import Crew, Stop
 from vidmatte.threads import thread_budget
 
@@ -194,7 +194,9 @@ class LiveSession:
     def _is_silent(self, line: str, since_s: float | None, now_s: float) -> bool:
         """Tell once that a thread is stuck; whether that lasts longer than one waits."""
         if since_s is None or now_s - since_s < SILENT_S:
-            self._told.discard(line)
+            if line in self._told:
+                self._told.discard(line)
+                self._shared.trouble = NO_TROUBLE
             return False
         if line not in self._told:
             self._told.add(line)
