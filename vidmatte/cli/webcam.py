@@ -175,22 +175,19 @@ def webcam(
     from vidmatte.matting import MattingChoice
     from vidmatte.sources.camera import CameraChoice, open_camera
 
-    names = list(backgrounds) or ["green"]
-    rack, recording = _checked_files(names, fit, record, camera, overwrite=overwrite)
+    rack, recording = _checked_files(
+        backgrounds or ("green",), fit, record, camera, overwrite=overwrite
+    )
+    wanted = LiveChoice(
+        size, fps, mirror, preset,
+        reconnect_timeout_s=reconnect_timeout, notice=notice, release_idle=not preview,
+    )  # fmt: skip
     session = LiveSession(
         partial(open_camera, CameraChoice(camera, size, fps, allow_network)),
         None if virtual_cam is None else _opener(virtual_cam or None),
         rack,
         MattingChoice(model, weights, backend, device, precision),
-        LiveChoice(
-            size=size,
-            rate=fps,
-            mirror=mirror,
-            preset=preset,
-            reconnect_timeout_s=reconnect_timeout,
-            notice=notice,
-            release_idle=not preview,
-        ),
+        wanted,
         recording,
     )
     console = LiveConsole(quiet=quiet or as_json, as_json=as_json)
@@ -200,7 +197,7 @@ def webcam(
 
 
 def _checked_files(
-    names: list[str], fit: str, record: str | None, camera: str | None, *, overwrite: bool
+    names: tuple[str, ...], fit: str, record: str | None, camera: str | None, *, overwrite: bool
 ) -> tuple[BackgroundRack, Recording | None]:
     """Check backgrounds and recording, one against the other, before anything heavy."""
     from vidmatte.live.rack import BackgroundRack
