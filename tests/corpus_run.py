@@ -23,6 +23,9 @@ DEFAULT_COMMAND = f"{shlex.quote(sys.executable)} -m vidmatte run {{options}} {{
 TIME_LIMIT_S = 90
 BAIT_PORT = 8099  # the address that the corpus's hostile playlists name
 SDP_PORTS = (50004, 50005)  # those of its SDP file, RTP and RTCP
+# Root that passes over no permissions: what a file forbids is forbidden, and Python stays readable
+# wherever it lies, as it does not for another user.
+LIKE_A_USER = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
 NATIVE_SUFFIXES = {
     ".mp4": ".mp4", ".m4v": ".mp4", ".3gp": ".mp4", "": ".mp4", ".mov": ".mov", ".webm": ".webm",
     ".gif": ".gif", ".apng": ".apng", ".png": ".png", ".jpg": ".png",
@@ -92,6 +95,16 @@ def _listen(until: float) -> socket.socket:
             time.sleep(1)
 
 
+def can_run_like_a_user() -> bool:
+    """Whether commands can be run to which permissions apply."""
+    if os.geteuid() != 0:
+        return True
+    try:
+        return subprocess.run([*LIKE_A_USER, "true"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
 def output_suffix(entry: Entry, target: str) -> str:
     """Choose the container: the source's own family, or what the target mode asks for."""
     if target == "lossless":
@@ -130,6 +143,8 @@ def run_entry(
     output = out / f"out{suffix}"
     options = options_for(suffix, target, backend)
     arguments = _arguments(command, options, _input(entry, corpus), str(output))
+    if entry.skip_if_root and os.geteuid() == 0:
+        arguments = [*LIKE_A_USER, *arguments]
     cwd = corpus if entry.via in ("argv", "cwd") else scratch / "cwd"
     contacts = bait.contacts
     stdin_file = corpus / entry.file if entry.via == "stdin" else None

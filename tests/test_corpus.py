@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -18,7 +20,7 @@ from corpus_clips import PATCHES, Clip, draw_picture, write_clip
 from corpus_manifest import Entry, generate_corpus, load_manifest, shared_folder
 from corpus_media import inspect, read_bar_code, read_patches
 from corpus_rules import Case, complaints
-from corpus_run import BaitListener, Run
+from corpus_run import LIKE_A_USER, BaitListener, Run, can_run_like_a_user
 
 needs_ffprobe = pytest.mark.skipif(shutil.which("ffprobe") is None, reason="ffprobe not installed")
 GOOD = Clip()
@@ -330,6 +332,16 @@ def test_memory_of_a_refusal_is_watched(tmp_path: Path, bait: BaitListener) -> N
     command = f'{sys.executable} -c "{program}" {{input}} {{output}}'
     verdict = check_entry(entry, tmp_path, PATCHES, bait, command=command)
     assert re.search(r"took 5[23]\d MB to refuse", "; ".join(verdict.reasons))
+
+
+@pytest.mark.skipif(not can_run_like_a_user(), reason="root, and setpriv is not usable")
+def test_permissions_apply_even_to_root(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    prefix = LIKE_A_USER if os.geteuid() == 0 else ()
+    for mode, code in ((0o400, 0), (0, 1)):
+        (tmp_path / "secret").chmod(mode)
+        done = subprocess.run([*prefix, "cat", tmp_path / "secret"], capture_output=True)
+        assert done.returncode == code
 
 
 def test_targets_choose_their_entries() -> None:
