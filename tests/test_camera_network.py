@@ -73,6 +73,13 @@ class Server:
         self.head(request)
         request.wfile.write(self.stream)
 
+    def recording(self, request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        body = (self.folder / "r.mp4").read_bytes()
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
+
     def private(self, request: BaseHTTPRequestHandler) -> None:
         wanted = "Basic " + base64.b64encode(SECRET.encode()).decode()
         if request.headers.get("Authorization") == wanted:
@@ -140,6 +147,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     low_delay = {"tune": "zerolatency", "preset": "ultrafast"}
     make_clip(folder / "live.ts", 40, rate=30, options=low_delay)
     make_clip(folder / "j.mkv", 30, codec="mjpeg", pix_fmt="yuvj420p")
+    make_clip(folder / "r.mp4", 12, rate=40, muxer={"movflags": "faststart"})
     return folder
 
 
@@ -166,6 +174,16 @@ def why_not(url: str) -> str:
 @pytest.mark.parametrize("path", ["live", "motion-jpeg", "to-live"])
 def test_a_stream_is_a_camera(server: Server, path: str) -> None:
     check_contract(open_url(f"http://{server.address}/{path}"), 10)
+
+
+def test_a_recording_is_played_at_its_own_pace(server: Server) -> None:
+    camera = open_url(f"http://{server.address}/recording")
+    frames = []
+    for _ in range(8):
+        frames.append(camera.read())
+        assert time.monotonic() >= frames[-1].time_s - 1e-5
+    assert frames[-1].time_s - frames[0].time_s >= 7 / 40 - 1e-3
+    camera.close()
 
 
 @pytest.mark.fault

@@ -30,6 +30,7 @@ LIVE_OPTIONS = {
     "probesize": str(1 << 20),
 }
 LIVE_DEMUXERS = f"{_shared.DEMUXERS},mpjpeg"
+LONGEST_STEP_S = 2.0  # between pictures of a recording; a larger one is a jump of its clock
 AT_ONCE_S = 0.002  # a read that took less found a packet waiting
 OLDEST_S = 1.0  # a driver's time stamp that is older, or of the future, is of another clock
 
@@ -43,6 +44,8 @@ class StreamCamera:
     stream's time stamps are capture times of `time.monotonic()` where they can be; else the
     arrival of the packet is taken. `release` is called once, after the container is closed. Takes
     the container over, also when it raises.
+
+    What has a length is a recording, and is played at its own pace.
 
     `close` may be called from any thread: while another reads, that one closes.
     """
@@ -60,6 +63,8 @@ class StreamCamera:
         self._own_clock, self._wait, self._release = own_clock, wait, release
         self._waiting: deque[tuple[av.VideoFrame, float]] = deque()
         self._stamper = Stamper()
+        self._is_recorded = not own_clock and bool(container.duration)
+        self._begins_s: float | None = None
         self._drained = False
         self._reading = threading.Lock()
         self._closed = threading.Event()
@@ -82,10 +87,25 @@ class StreamCamera:
                 if not self._waiting:
                     self._fill()
                 picture, captured_s = self._waiting.popleft()
+                if self._is_recorded:
+                    captured_s = self._wait_until_due(picture, captured_s)
             finally:
                 if self._closed.is_set():
                     self._let_go()
         return self._stamper.frame(picture, captured_s)
+
+    def _wait_until_due(self, picture: av.VideoFrame, captured_s: float) -> float:
+        """Play what is sent faster than it is shown at its own pace; return the due time."""
+        if picture.time is None:
+            return captured_s
+        if self._begins_s is None:
+            self._begins_s = captured_s - picture.time
+        due_s = self._begins_s + picture.time
+        if due_s <= captured_s or due_s > captured_s + LONGEST_STEP_S:
+            self._begins_s = captured_s - picture.time
+            return captured_s
+        self._closed.wait(due_s - time.monotonic())
+        return due_s
 
     def close(self) -> None:
         """Let the device go, at once or when the thread that reads comes back."""
