@@ -165,10 +165,8 @@ def webcam(
 
     Example: vidmatte webcam --virtual-cam --background beach.jpg
     """
-    if virtual_cam is None and not preview and record is None:
-        raise UsageError(
-            "nothing to show the result on", hint="add --virtual-cam, --preview or --record FILE"
-        )
+    is_seen = virtual_cam is not None or record is not None
+    _require_somewhere(is_seen or preview)
     from vidmatte.cli.status import LiveConsole
     from vidmatte.live.contracts import LiveChoice
     from vidmatte.live.session import LiveSession
@@ -191,9 +189,15 @@ def webcam(
         recording,
     )
     console = LiveConsole(quiet=quiet or as_json, as_json=as_json)
-    is_seen = virtual_cam is not None or record is not None
     job = WebcamJob(session, rack, recording, console, seconds)
     return job.run(preview=preview, is_seen=is_seen, name=None if no_control else name or "")
+
+
+def _require_somewhere(is_shown: bool) -> None:
+    if not is_shown:
+        raise UsageError(
+            "nothing to show the result on", hint="add --virtual-cam, --preview or --record FILE"
+        )
 
 
 def _checked_files(
