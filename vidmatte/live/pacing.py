@@ -6,6 +6,7 @@ All times are seconds of one clock and come as arguments.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections import deque
 from statistics import fmean, median
 
@@ -14,8 +15,10 @@ FIRST_INTERVALS = 8  # that are enough where nothing is known yet
 RELOCK_SHARE = 0.1  # of the period: beyond it the intervals are believed, below it the loop
 BURST_SHARE = 0.25  # that median and mean of intervals differ by where pictures come in bursts
 PHASE_GAIN, PERIOD_GAIN = 0.1, 0.004  # of the error per picture; damped, settles in a second
-LATENESS_PICTURES = 90  # that the delay is chosen from
-LATENESS_SHARE = 0.98  # of them are ready before their tick
+LATENESS_S = 6.0  # that the delay is chosen from: it is not to follow every spike
+LATENESS_SHARE = 0.98  # of the usual ones are ready before their tick
+USUAL_SHARE = 0.85  # of a period that usual ones spread over; a tick amid them would split them
+EARLY_SHARE = 0.05  # of all are earlier than where that spread is counted from
 MARGIN_S = 0.001  # between the latest of those and the tick
 SLEW_SHARE = 0.01  # of a period that one tick may move: not seen, and 50 ticks turn a half
 MAX_PERIOD_S = 1.0
@@ -94,7 +97,7 @@ class Pacer:
 
     def __init__(self, period_s: float) -> None:
         self._clock = CameraClock(_bounded(period_s))
-        self._lateness: deque[float] = deque(maxlen=LATENESS_PICTURES)
+        self._lateness: deque[tuple[float, float]] = deque()  # when, how late; both in seconds
         self._tick_s: float | None = None
         self._lock = threading.Lock()
 
@@ -117,7 +120,9 @@ class Pacer:
     def ready(self, capture_s: float, ready_s: float) -> None:
         """Hear that the picture of `capture_s` could be sent at `ready_s`."""
         with self._lock:
-            self._lateness.append(self._clock.lateness(capture_s, ready_s))
+            self._lateness.append((ready_s, self._clock.lateness(capture_s, ready_s)))
+            while self._lateness[0][0] < ready_s - LATENESS_S:
+                self._lateness.popleft()
 
     def next_tick(self, now_s: float) -> float:
         """Return when the next picture is to leave, never before `now_s`.
@@ -139,10 +144,16 @@ class Pacer:
         if self._clock.phase_s is None or not self._lateness:
             return 0.0
         period_s = self._clock.period_s
-        ordered = sorted(self._lateness)
-        delay_s = ordered[int(LATENESS_SHARE * (len(ordered) - 1))] + MARGIN_S
+        delay_s = self._usual_lateness(period_s) + MARGIN_S
         way_s = (self._clock.phase_s + delay_s - tick_s) % period_s
         return way_s if way_s <= period_s / 2 else way_s - period_s
+
+    def _usual_lateness(self, period_s: float) -> float:
+        """Return the lateness that few pictures exceed, but for those no tick could wait for."""
+        ordered = sorted(late_s for _, late_s in self._lateness)
+        early_s = ordered[int(EARLY_SHARE * (len(ordered) - 1))]
+        usual = bisect_right(ordered, early_s + USUAL_SHARE * period_s)
+        return ordered[int(LATENESS_SHARE * (usual - 1))]
 
 
 class Thinner:
