@@ -315,3 +315,31 @@ def test_a_recording_without_a_length_is_not_taken_for_a_cut_one(tmp_path: Path)
     data[4:8] = b"\xff\xff\xff\xff"
     avi.write_bytes(data)
     assert run_file(avi, tmp_path / "p.mkv").warnings == []
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("wrecked", [0, 1, 2], ids=["whole", "half", "head"])
+def test_a_wrecked_cluster_is_counted(tmp_path: Path, wrecked: int) -> None:
+    """FFmpeg finds the next cluster by searching and tells nobody that pictures are gone."""
+    clip = make_clip(tmp_path / "a.mkv", 60, muxer={"cluster_time_limit": "400"})
+    data = bytearray(clip.read_bytes())
+    starts = [m.start() for m in re.finditer(b"\x1f\x43\xb6\x75", bytes(data))]
+    start, end = starts[2], starts[3]
+    if wrecked:
+        start = (start + end) // 2 if wrecked == 1 else start
+        data[start:end] = b"\xff" * (end - start)
+    clip.write_bytes(data)
+    with FileSource(clip) as source:
+        frames = list(source)
+    counted = sum(int(n) for line in source.damage for n in re.findall(r"about (\d+)", line))
+    assert counted == 60 - len(frames)
+    assert (len(frames) < 60) == bool(wrecked)
+    assert bool(source.damage) == bool(wrecked)
+
+
+def test_a_pause_is_no_damage(tmp_path: Path) -> None:
+    times = [*range(20), *range(60, 80)]
+    clip = make_clip(tmp_path / "a.mkv", 40, pts=times)
+    with FileSource(clip) as source:
+        assert len(list(source)) == 40
+    assert source.damage == []

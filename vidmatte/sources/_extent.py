@@ -1,12 +1,18 @@
-"""Read off a file's first bytes how long it should be."""
+"""Read off a file itself how long it should be, and whether it hangs together."""
 
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 HEAD_BYTES = 4096
 SEGMENT = bytes.fromhex("18538067")  # RFC 9559, section 5.1
 EBML = bytes.fromhex("1a45dfa3")  # RFC 8794, section 11.2
+# The segment and what may lie in it or before it: RFC 9559, section 5.1; RFC 8794, section 11.3.
+OUTER = {EBML, SEGMENT, *map(bytes.fromhex, (
+    "114d9b74", "1549a966", "1654ae6b", "1f43b675", "1c53bb6b", "1941a469", "1043a770", "1254c367",
+    "ec", "bf",
+))}  # fmt: skip
 UNFINISHED_RIFF = 0x7FFFFFFF  # from here up, a size that was to be filled in at the end
 
 
@@ -28,21 +34,63 @@ def promised_bytes(descriptor: int) -> int | None:
     return None
 
 
+def is_broken_matroska(descriptor: int) -> bool:
+    """Whether the chain of a regular Matroska file's outer elements is broken on the way.
+
+    A demuxer finds the next cluster by searching and tells nobody. False where the chain cannot
+    be followed: a live recording's clusters have no size.
+    """
+    try:
+        if not os.pread(descriptor, 4, 0).startswith(EBML):
+            return False
+        end, position = os.fstat(descriptor).st_size, 0
+        while position < end:
+            element = _element(os.pread(descriptor, 12, position))
+            if element is None:
+                return False
+            if element.identity not in OUTER:
+                return True
+            if element.identity == SEGMENT:
+                position += element.head
+            elif element.size is None:
+                return False
+            else:
+                position += element.head + element.size
+    except OSError:
+        return False
+    return False
+
+
+class _Element(NamedTuple):
+    """The head of an EBML element: identity, bytes of the head, bytes of the rest if known."""
+
+    identity: bytes
+    head: int
+    size: int | None
+
+
+def _element(head: bytes) -> _Element | None:
+    """Parse an element's head, or return None where it is cut."""
+    if not head:
+        return None
+    identity = head[: _width(head[0])]
+    rest = head[len(identity) :]
+    if not rest or len(rest) < (width := _width(rest[0])):
+        return None
+    mask = (1 << 7 * width) - 1
+    size = int.from_bytes(rest[:width], "big") & mask
+    known = None if size == mask else size  # all ones: unknown, RFC 8794, section 6.2
+    return _Element(identity, len(identity) + width, known)
+
+
 def _segment_end(head: bytes) -> int | None:
     """Walk the outermost elements to the segment, which holds all the rest."""
     position = 0
-    while position < len(head):
-        identity = head[position : position + _width(head[position])]
-        start = position + len(identity)
-        if start >= len(head):
+    while (element := _element(head[position : position + 12])) is not None:
+        if element.size is None:
             return None
-        width = _width(head[start])
-        mask = (1 << 7 * width) - 1
-        size = int.from_bytes(head[start : start + width], "big") & mask
-        if size == mask:  # unknown: RFC 8794, section 6.2
-            return None
-        position = start + width + size
-        if identity == SEGMENT:
+        position += element.head + element.size
+        if element.identity == SEGMENT:
             return position
     return None
 

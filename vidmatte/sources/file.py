@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Self, cast
 from vidmatte.errors import InputError
 from vidmatte.frames import Frame, VideoInfo
 from vidmatte.sources import _shared
+from vidmatte.sources._damage import DamageReport
 from vidmatte.sources._describe import describe
-from vidmatte.sources._extent import promised_bytes
 
 if TYPE_CHECKING:
     import av
@@ -314,6 +314,7 @@ class _PresentationTimes:
     """
 
     def __init__(self, info: VideoInfo, report: DamageReport) -> None:
+        self._base = info.time_base
         self._step = max(1, round(1 / (info.frame_rate * info.time_base)))
         self._report = report
         self._last: int | None = None
@@ -327,127 +328,7 @@ class _PresentationTimes:
         elif self._last is not None and pts <= self._last:
             self._report.not_later += 1
             pts = self._last + max(1, self._step // 8)
+        if self._last is not None:
+            self._report.stepped((pts - self._last) / self._step, float(self._last * self._base))
         self._last = pts
         return pts, picture.duration or 0
-
-
-class DamageReport:
-    """Count what was lost or mended while reading, one line per cause."""
-
-    def __init__(self) -> None:
-        self.unstamped = 0
-        self.not_later = 0
-        self.pictures = 0
-        self.damaged = False
-        self._lost: list[float | None] = []
-        self._damaged: list[float | None] = []
-        self._packets = 0
-        self._read = 0
-        self._missing = 0
-        self._cut: tuple[int, int] | None = None
-        self._read_errors = 0
-        self._end_s: float | None = None
-        self._jumps = 0
-        self._encrypted = False
-        self.late_stream = False
-
-    def saw(self, packet: Packet) -> None:
-        """Count a packet of the picture."""
-        self._packets += not packet.is_discard
-        self._read += 1
-        self._end_s = _time_of(packet) or self._end_s
-        if packet.has_sidedata("encryption_info"):
-            self._encrypted = True
-
-    def undecodable(self, packet: Packet) -> None:
-        """Count a packet that gave no picture."""
-        self.damaged = True
-        self._lost.append(self._time_near(packet))
-
-    def corrupt(self, picture: av.VideoFrame) -> None:
-        """Count a picture that the decoder patched up."""
-        self.damaged = True
-        self._damaged.append(self._time_near(picture))
-
-    def _time_near(self, item: Packet | av.VideoFrame) -> float | None:
-        """Return its time, or where it has none, as at the end of a stream, that of the last."""
-        time_s = _time_of(item)
-        return self._end_s if time_s is None else time_s
-
-    def unreadable(self) -> None:
-        """Count a failed read."""
-        self._read_errors += 1
-
-    def finished(self, stream: av.VideoStream, descriptor: int, jumps: int) -> None:
-        """Look at the end whether the index promised more than the file holds."""
-        self._jumps = jumps
-        size = os.fstat(descriptor).st_size
-        if stream.frames > self._read and size:
-            self._missing = sum(e.pos + e.size > size for e in stream.index_entries)
-        promised = promised_bytes(descriptor)
-        if promised is not None and promised > size > 0:
-            self._cut = promised - size, promised
-
-    def why_nothing(self) -> str:
-        """Say why no picture came out at all."""
-        if self._encrypted:
-            return "is encrypted; no picture can be decoded"
-        if self._read == 0:
-            return "holds no pictures"
-        return f"none of its {self._read} pictures can be decoded (damaged, encrypted or too large)"
-
-    def lines(self) -> list[str]:
-        """One line per cause, with count and first time."""
-        causes = []
-        if self._cut is not None:
-            missing, promised = self._cut
-            causes.append(
-                f"the file ends early: {missing} of {promised} bytes are missing"
-                f"{_at([self._end_s], 'after')}"
-            )
-        elif self._missing:
-            causes.append(
-                f"the file ends early: {_pictures(self._missing)} missing"
-                f"{_at([self._end_s], 'after')}"
-            )
-        elif self._lost:
-            lost = max(len(self._lost), self._packets - self.pictures)
-            causes.append(f"{_pictures(lost)} could not be decoded{_at(self._lost)}")
-        if self._damaged:
-            count = _pictures(len(self._damaged))
-            causes.append(f"{count} decoded with damage{_at(self._damaged)}")
-        if self._read_errors:
-            causes.append(f"{self._read_errors} read errors{_at([self._end_s], 'after')}")
-        if self.late_stream:
-            causes.append("a stream that begins late in the file is left out")
-        return causes
-
-    def mended(self) -> list[str]:
-        """One line per kind of time stamp that was changed; nothing was lost by it."""
-        causes = []
-        if self.unstamped:
-            causes.append(
-                f"{self.unstamped} pictures had no time stamp; spaced at the nominal rate"
-            )
-        if self.not_later:
-            causes.append(f"{self.not_later} time stamps were not after the one before; moved on")
-        if self._jumps:
-            causes.append(
-                f"the clock jumped {self._jumps} time{'s' if self._jumps != 1 else ''}; "
-                "the time line was joined"
-            )
-        return causes
-
-
-def _time_of(item: Packet | av.VideoFrame) -> float | None:
-    stamp = item.pts if item.pts is not None else item.dts
-    return None if stamp is None or item.time_base is None else float(stamp * item.time_base)
-
-
-def _pictures(count: int) -> str:
-    return f"{count} picture{'s' if count != 1 else ''}"
-
-
-def _at(times: list[float | None], word: str = "first at") -> str:
-    known = [t for t in times if t is not None]
-    return f", {word} {known[0]:.2f} s" if known else ", at 0.00 s"
