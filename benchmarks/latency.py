@@ -48,7 +48,7 @@ from vidmatte.pipeline import Crew, Stop
 from vidmatte.sources._synthetic_camera import SyntheticCamera, code_of
 
 SIZES, RATES = ("640x360", "1280x720"), (30, 60)
-WARM_UP_S = 3.0  # the network is opened and the rhythm found; latencies count from here
+WARM_UP_S = 10.0  # networks are opened, the governor finds its level, the delay forgets the start
 LATENCY_MS = {30: (45.0, 70.0), 60: (35.0, 50.0)}  # p50 and p95, by rate
 JITTER_MS = 4.0  # of sending, 95th percentile
 DRIFT_SHARE = 0.25  # of a picture interval, over the run: what follows the machine's load, no more
