@@ -149,19 +149,20 @@ class Faults:
     hang: threading.Event = field(default_factory=threading.Event)
     work_s: float = 0.002
     no_matte: bool = False
+    levels: tuple[Level, ...] = (Level(320),)
 
 
 class FakeMattes:
     """Mattes by luma: what is dark is the subject. Exact, so that nothing of the room is left."""
 
     description = "luma below a threshold"
-    available = frozenset({0})
     network_s = 0.0
 
     def __init__(self, info: VideoInfo, faults: Faults) -> None:
         self._conformer = Conformer(info, LAYOUT)
         self._faults = faults
-        self.levels = (Level(320),)
+        self.levels = faults.levels
+        self.available = frozenset(range(len(self.levels)))
         self.level = 0
         self.present = True
         self.resets = self.closed = 0

@@ -16,8 +16,10 @@ from live_fakes import room_picture as room
 
 from vidmatte.errors import OutputError
 from vidmatte.frames import Colour, Frame, VideoInfo, plane_views
+from vidmatte.live import governing as governing_module
 from vidmatte.live import session as session_module
 from vidmatte.live.contracts import MICROSECONDS, LiveChoice
+from vidmatte.live.governor import Level
 from vidmatte.live.ledger import Ledger, percentile
 from vidmatte.live.rack import BackgroundRack
 from vidmatte.live.recording import Recording
@@ -201,6 +203,37 @@ def test_the_wanted_rate_thins_a_fast_camera_evenly() -> None:
         numbers = [s.number for s in call.output.sent if s.number is not None]
     steps = [b - a for a, b in itertools.pairwise(numbers[-20:]) if b != a]
     assert np.median(steps) == 3
+
+
+def test_what_the_governor_gives_up_is_done_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(governing_module, "START_S", 0.0)
+    call = Call()
+    call.faults.levels = Level(320), Level(320, 1, Fraction(1, 2))
+    call.faults.work_s = 0.018  # of 17 ms at 60 pictures a second
+    with call:
+        call.until_said("too slow here: only 1/2 of the pictures are shown")
+        assert call.mattes[0].level == 1
+        assert call.status.level == "1/2 of the rate"
+        changed = len(call.output.sent)
+        call.until_matted(40)
+        sent = call.output.sent[changed + 10 :]
+    numbers = [s.number for s in sent if s.number is not None]
+    steps = [b - a for a, b in itertools.pairwise(numbers) if b != a]
+    assert np.median(steps) == 2
+    assert np.median(np.diff([s.time_s for s in sent])) == pytest.approx(2 * PERIOD_S, rel=0.1)
+
+
+def test_a_session_that_is_not_to_be_governed_keeps_its_level(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(governing_module, "START_S", 0.0)
+    call = Call(LiveChoice(govern=False))
+    call.faults.levels = Level(320), Level(256)
+    call.faults.work_s = 0.018
+    with call:
+        call.until_matted(120)
+        assert call.mattes[0].level == 0
+        assert call.status.level == ""
 
 
 def test_what_is_sent_is_recorded(tmp_path: Path) -> None:
