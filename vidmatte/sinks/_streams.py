@@ -84,7 +84,7 @@ class Carrier:
         self._routes: dict[int, Callable[[Packet], None]] = {}
         self._encoders: list[_Transcoder] = []
         self._last_dts_s: dict[int, Fraction] = {}
-        self._formats: dict[int, bytes | None] = {}
+        self._formats: dict[int, bytes] = {}
         self._changed: Counter[str] = Counter()
         self._report = report
         self._dropped: Counter[str] = Counter()
@@ -193,7 +193,9 @@ class Carrier:
         Elsewhere they stand once, in the header: such a packet would play at a wrong speed.
         """
         sound_format = _adts_format(packet)
-        if sound_format in (None, self._formats.setdefault(stream.index, sound_format)):
+        if sound_format is None:
+            return False  # a damaged header says nothing
+        if sound_format == self._formats.setdefault(stream.index, sound_format):
             return False
         self._changed[_name_of(stream)] += 1
         return True
