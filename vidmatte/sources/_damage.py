@@ -112,12 +112,12 @@ class DamageReport:
         elif self._lost:
             lost = max(len(self._lost), self._packets - self.pictures)
             causes.append(f"{_pictures(lost)} could not be decoded{_at(self._lost)}")
-        causes += self._gap_lines()
         if self._damaged:
             count = _pictures(len(self._damaged))
             causes.append(f"{count} decoded with damage{_at(self._damaged)}")
         if self._read_errors:
             causes.append(f"{self._read_errors} read errors{_at([self._end_s], 'after')}")
+        causes += self._gap_lines()
         if self.late_stream:
             causes.append("a stream that begins late in the file is left out")
         return causes
