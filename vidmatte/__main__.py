@@ -1,5 +1,6 @@
 """The command `vidmatte`, and `python -m vidmatte`."""
 
+import os
 import signal
 from types import FrameType
 from typing import NoReturn
@@ -14,8 +15,17 @@ def main() -> NoReturn:
     run_command_line()
 
 
+LAST_S = 2.0  # what tidying up may take
+
+
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    """Unwind, so that what is half written is tidied up."""
+    """Unwind, so that what is half written is tidied up; end at once where that is swallowed.
+
+    An exception in a C library's callback, where a handler may run, goes nowhere.
+    """
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
+        signal.setitimer(signal.ITIMER_REAL, LAST_S)
     raise SystemExit(128 + number)
 
 

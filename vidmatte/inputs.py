@@ -54,4 +54,3 @@ def source_of(
         max_pixels=max_pixels,
         on_packet=on_packet,
     )
-

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vidmatte.cli.console import Console
+    from vidmatte.pipeline import Stop
     from vidmatte.sinks.plan import Content
     from vidmatte.sources.synthetic import SyntheticClip
 
@@ -51,8 +52,11 @@ def demo(
 
     Example: vidmatte demo --output demo
     """
-    from vidmatte.cli.console import Console
+    from vidmatte.cli.console import Console, watch_signals
+    from vidmatte.pipeline import Stop
 
+    stop = Stop()
+    watch_signals(stop)
     console = Console(quiet=quiet, as_json=False)
     source, background, result, matte, contact = (output / name for name in NAMES)
     try:
@@ -60,9 +64,9 @@ def demo(
     except OSError as exc:
         raise _refused(output, exc) from exc
     console.say(f"making {source}: {frames} frames")
-    _make_inputs(source, background, height - height % 2, frames)
+    _make_inputs(source, background, height - height % 2, frames, stop)
     outputs: dict[str, Content] = {str(result): "opaque", str(matte): "matte"}
-    code = _matte(source, background, outputs, model, backend, console)
+    code = _matte(source, background, outputs, model, backend, console, stop)
     if code == 0:
         write_contact([source, matte, result], contact, frames // 2)
         for name, path in (("source", source), ("result", result), ("contact picture", contact)):
@@ -70,24 +74,30 @@ def demo(
     return code
 
 
-def _make_inputs(source: Path, background: Path, height: int, frames: int) -> None:
+def _make_inputs(source: Path, background: Path, height: int, frames: int, stop: Stop) -> None:
     from vidmatte.sources.synthetic import SyntheticClip
 
     width = round(height * 16 / 9 / 2) * 2
     try:
         _write_png(background, dusk(width, height))
         clip = SyntheticClip(width=width, height=height, frame_count=frames, seed=SEED)
-        _write_whole(source, clip)
+        _write_whole(source, clip, stop)
     except OSError as exc:
         raise _refused(source, exc) from exc
 
 
-def _write_whole(path: Path, clip: SyntheticClip) -> None:
+def _write_whole(path: Path, clip: SyntheticClip, stop: Stop) -> None:
     from vidmatte.sources.synthetic import write_clip
 
     part = path.with_name(f"{path.stem}.part{path.suffix}")
+
+    def leave_if_asked() -> None:
+        if stop.reason is not None:
+            raise click.exceptions.Exit(128 + stop.reason)
+
     try:
-        write_clip(part, clip, sound=True)
+        write_clip(part, clip, sound=True, before_frame=leave_if_asked)
+        leave_if_asked()
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -100,14 +110,11 @@ def _matte(
     model: str | None,
     backend: str,
     console: Console,
+    stop: Stop,
 ) -> int:
-    from vidmatte.cli.console import watch_signals
     from vidmatte.matting import MattingChoice
-    from vidmatte.pipeline import Stop
     from vidmatte.runner import FileRun
 
-    stop = Stop()
-    watch_signals(stop)
     job = FileRun(
         str(source),
         outputs,

@@ -185,11 +185,13 @@ def write_clip(
     sound: bool = False,
     alpha_path: Path | str | None = None,
     crf: int = 16,
+    before_frame: Callable[[], None] = lambda: None,
 ) -> None:
     """Write `clip` as tagged BT.709 H.264 4:2:0; the extension of `path` chooses the container.
 
     `sound` adds a 440 Hz tone (AAC). `alpha_path` (.mkv) receives the true alpha as lossless gray
-    FFV1. Existing files are overwritten. Width and height must be even.
+    FFV1. Existing files are overwritten. Width and height must be even. What `before_frame`
+    raises ends the writing.
     """
     import av
     from av.video.reformatter import VideoReformatter
@@ -205,6 +207,7 @@ def write_clip(
             truth_video = _video_stream(truth, clip, "ffv1", "gray")
         reformatter = VideoReformatter()
         for index in range(clip.frame_count):
+            before_frame()
             rendered = clip.render(index)
             container.mux(video.encode(_yuv420(rendered.image, index, reformatter)))
             if tone is not None:
