@@ -1,4 +1,4 @@
-"""Live mattes: of the very frame or honestly carried to it, and nothing worse when things fail."""
+"""Live mattes: of the very frame, levels that open later, networks that die."""
 
 from __future__ import annotations
 
@@ -7,15 +7,34 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from fractions import Fraction
 
 import av
-import cv2
 import numpy as np
 import pytest
+from live_red import (
+    CARRIED,
+    END_S,
+    FPS,
+    HEIGHT,
+    INFO,
+    OWN_ERROR,
+    SMALL,
+    SYNCHRONOUS,
+    WIDTH,
+    Bench,
+    answered_until,
+    benches,
+    enter,
+    error,
+    frame_at,
+    opened,
+    room_seen,
+    step_until_it_fails,
+    until,
+)
 
 from vidmatte.errors import BackendError, CancelledError
-from vidmatte.frames import RANGE_FULL, RANGE_LIMITED, Colour, Frame, VideoInfo, plane_views
+from vidmatte.frames import RANGE_FULL, RANGE_LIMITED, Frame, VideoInfo
 from vidmatte.live import mattes as mattes_module
 from vidmatte.live import networks as networks_module
 from vidmatte.live.governor import Level
@@ -24,191 +43,11 @@ from vidmatte.matting import MattingChoice, Network, open_network
 from vidmatte.pipeline import Crew
 from vidmatte.sources.synthetic import SyntheticClip
 
-WIDTH, HEIGHT = 320, 192
-FPS = 30
-INFO = VideoInfo("live", WIDTH, HEIGHT, "yuv420p", Fraction(1, 1_000_000), Fraction(FPS),
-                 colour=Colour(1, RANGE_LIMITED, 1, 1), is_live=True)  # fmt: skip
-SYNCHRONOUS, CARRIED, SMALL = Level(320), Level(320, 3), Level(256)
-END_S = 20.0  # what a loaded machine may take for what takes milliseconds
-RADIUS = 40.0
-# Mean error of alpha, of 1: the network's grid is half a picture's, and a matte's edge is soft.
-OWN_ERROR = 0.006
-CARRIED_ERROR = 0.015
-MARGIN_PX = 8  # beyond it nothing of the room may be seen, not even faintly
-
-
-def grain(seed: int, contrast: float) -> np.ndarray:
-    noise = np.random.default_rng(seed).normal(0, 1, (HEIGHT, WIDTH)).astype(np.float32)
-    soft = cv2.GaussianBlur(noise, (0, 0), 2.5)
-    return np.asarray(soft * contrast / soft.std(), np.float32)
-
-
-ROOM, SKIN = 70 + grain(1, 12), 160 + grain(2, 18)
-
-
-def true_alpha(x: float | None, y: float = HEIGHT / 2) -> np.ndarray:
-    if x is None:
-        return np.zeros((HEIGHT, WIDTH), np.float32)
-    rows, columns = np.indices((HEIGHT, WIDTH), np.float32)
-    return np.clip(RADIUS - np.hypot(columns - x, rows - y) + 0.5, 0, 1)
-
-
-def frame_at(index: int, x: float | None, *, room: np.ndarray = ROOM) -> Frame:
-    """A red patterned disc about `x`, or nobody, in a grey room, `index` frames after the start."""
-    alpha = true_alpha(x)
-    skin = np.roll(SKIN, round(x or 0), axis=1)
-    picture = av.VideoFrame(WIDTH, HEIGHT, "yuv420p")
-    y, u, v = plane_views(picture, writable=True)
-    y[...] = np.clip(room * (1 - alpha) + skin * alpha, 16, 235)
-    small = cv2.resize(alpha, (WIDTH // 2, HEIGHT // 2), interpolation=cv2.INTER_AREA)
-    u[...], v[...] = 128 - 20 * small, 128 + 70 * small
-    return Frame(picture, index, 1_000_000 * index // FPS, INFO.time_base)
-
-
-class RedNetwork:
-    """A network that finds what is red in the very picture it is given, when it is let."""
-
-    name, description, batch = "red", "a formula", 1
-
-    def __init__(self, input_size: tuple[int, int]) -> None:
-        self.input_size = input_size
-        self.free = threading.Event()
-        self.free.set()
-        self.begun = self.finished = 0
-        self.error: Exception | None = None
-        self.closed = False
-        self.change: Callable[[np.ndarray], np.ndarray] = lambda probability: probability
-
-    def infer(self, image_NHW3: np.ndarray) -> np.ndarray:
-        self.begun += 1
-        assert self.free.wait(END_S)
-        if self.error is not None:
-            raise self.error
-        image = image_NHW3[0].astype(np.float32)
-        red = np.clip((image[..., 0] - image[..., 1]) / 60, 0, 1)
-        height, width = self.input_size
-        small = cv2.resize(red, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-        self.finished += 1
-        return np.asarray(self.change(small)[None], np.float32)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class Bench:
-    """A LiveMatting over RedNetworks, stepped by hand."""
-
-    def __init__(self, levels: tuple[Level, ...], choice: MattingChoice) -> None:
-        self.crew = Crew()
-        self.matting = LiveMatting(INFO, choice, levels, self.crew)
-
-    def __enter__(self) -> Bench:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        for network in opened.values():
-            network.free.set()
-        self.matting.close()
-        assert self.crew.join(END_S) == []
-        self.crew.check()
-
-    @property
-    def network(self) -> RedNetwork:
-        return opened[self.matting.levels[self.matting.level].size]
-
-    def alpha(self, frame: Frame) -> np.ndarray | None:
-        matte = self.matting.matte(frame)
-        if matte is None:
-            return None
-        assert matte.frame is frame
-        assert matte.alpha.dtype == np.uint8
-        assert matte.alpha.shape == (HEIGHT, WIDTH)
-        return matte.alpha / np.float32(255)
-
-    def settle(self) -> None:
-        """Wait until the network has answered all that it was asked and took."""
-        until(lambda: self.network.finished == self.network.begun and not self.is_asked)
-        answered_until(self.matting)
-
-    @property
-    def is_asked(self) -> bool:
-        asked = self.matting._asked
-        return asked is not None and asked.serial > self.matting._networks.taken
-
-
-opened: dict[int, RedNetwork] = {}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + END_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.001)
-
-
-def answered_until(matting: LiveMatting) -> None:
-    """Wait until the last answer lies ready, or was taken already."""
-    asked = matting._asked
-    assert asked is not None
-    until(lambda: matting._networks.answered >= asked.serial)
-
 
 @pytest.fixture(autouse=True)
-def red_networks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every network that a test opens is a RedNetwork, kept in `opened` by its size."""
-    opened.clear()
-    real = open_network
-
-    def open_red(info: VideoInfo, choice: MattingChoice, longer: int) -> Network:
-        model, backend = real(info, replace(choice, backend="null"), longer)
-        opened[longer] = RedNetwork(backend.input_size)
-        return Network(model, opened[longer])
-
-    monkeypatch.setattr(networks_module, "open_network", open_red)
-    yield
-    opened.clear()
-
-
-@pytest.fixture
-def bench() -> Iterator[Callable[..., Bench]]:
-    made: list[Bench] = []
-
-    def make(*levels: Level, choice: MattingChoice | None = None) -> Bench:
-        made.append(Bench(levels, choice or MattingChoice()))
-        until(lambda: len(made[-1].matting.available) == len(levels))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.__exit__()
-
-
-def step_until_it_fails(one: Bench, start: int) -> None:
-    deadline = time.monotonic() + END_S
-    while time.monotonic() < deadline:
-        one.alpha(frame_at(start, 100))
-        start += 1
-        time.sleep(0.002)
-
-
-def error(alpha: np.ndarray | None, x: float | None) -> float:
-    assert alpha is not None
-    return float(np.abs(alpha - true_alpha(x)).mean())
-
-
-def room_seen(alpha: np.ndarray, x: float | None) -> float:
-    """How much of the room is seen beyond the margin around the subject, as a share of it."""
-    around = np.ones((2 * MARGIN_PX + 1,) * 2)
-    return float(alpha[cv2.dilate(true_alpha(x), around) == 0].sum() / alpha.size)
-
-
-def enter(one: Bench, x: float = 100, frames: int = 8) -> int:
-    """Let somebody stand at `x` until they are there; return the next frame's index."""
-    for index in range(frames):
-        one.alpha(frame_at(index, x))
-        one.settle()
-    assert one.matting.present
-    return frames
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Bench]]:
+    with benches(monkeypatch) as make:
+        yield make
 
 
 def test_a_mask_is_of_the_very_frame(bench: Callable[..., Bench]) -> None:
@@ -219,119 +58,6 @@ def test_a_mask_is_of_the_very_frame(bench: Callable[..., Bench]) -> None:
         assert error(alpha, x) < OWN_ERROR, (index, error(alpha, x))
         assert alpha is not None
         assert room_seen(alpha, x) == 0
-
-
-def test_carried_masks_follow_a_moving_subject(bench: Callable[..., Bench]) -> None:
-    """Answers come three frames late: masks are three to five frames old when they are shown."""
-    one = bench(SYNCHRONOUS, CARRIED)
-    start = enter(one)
-    one.matting.level = 1
-    carried, held, ages = [], [], []
-    positions = [100 + 3.0 * i for i in range(24)]
-    for i, x in enumerate(positions):
-        if i % 3 == 2:  # just before the next picture is asked about
-            one.network.free.set()
-            one.settle()
-            one.network.free.clear()
-        alpha = one.alpha(frame_at(start + i, x))
-        assert one.matting._mask is not None
-        made = round(one.matting._mask.time_s * FPS) - start
-        ages.append(i - made)
-        assert alpha is not None
-        carried.append(error(alpha, x))
-        held.append(float(np.abs(true_alpha(100 + 3.0 * max(made, 0)) - true_alpha(x)).mean()))
-        assert room_seen(alpha, x) < 2e-4, i
-    assert max(ages) >= 4, "the masks were too fresh to prove anything"
-    assert max(carried) < CARRIED_ERROR, carried
-    assert np.mean(carried[4:]) < 0.3 * np.mean(held[4:]), (np.mean(carried), np.mean(held))
-
-
-def test_the_network_gets_every_nth_picture_and_the_newest_when_it_is_late(
-    bench: Callable[..., Bench],
-) -> None:
-    one = bench(CARRIED)
-    asked = []
-    for index in range(10):
-        one.alpha(frame_at(index, 100))
-        one.settle()
-        asked.append(one.network.begun)
-    assert asked == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
-    one.network.free.clear()
-    one.alpha(frame_at(12, 100))
-    until(lambda: one.network.begun == 5)
-    for index in range(13, 18):
-        one.alpha(frame_at(index, 100))
-    one.network.free.set()
-    one.settle()
-    one.alpha(frame_at(18, 100))
-    assert one.network.begun == 6
-    assert one.matting._mask is not None
-    assert round(one.matting._mask.time_s * FPS) == 17
-
-
-def test_slow_cameras_get_masks_as_often(bench: Callable[..., Bench]) -> None:
-    one = bench(CARRIED)
-    for index in range(0, 30, 3):  # 10 fps, where every third picture's would be too old
-        one.alpha(frame_at(index, 100))
-        one.settle()
-    assert one.network.begun == 10
-
-
-def test_a_cut_gives_no_mask_until_there_is_one(bench: Callable[..., Bench]) -> None:
-    one = bench(CARRIED)
-    start = enter(one)
-    elsewhere = 190 - grain(7, 30)
-    one.network.free.clear()
-    assert one.alpha(frame_at(start, 100)) is not None
-    assert one.alpha(frame_at(start + 1, 240, room=elsewhere)) is None
-    one.network.free.set()
-    one.alpha(frame_at(start + 2, 240, room=elsewhere))
-    one.settle()
-    alpha = one.alpha(frame_at(start + 3, 240, room=elsewhere))
-    assert error(alpha, 240) < CARRIED_ERROR
-
-
-def test_a_subject_that_is_lost_gives_no_mask(bench: Callable[..., Bench]) -> None:
-    one = bench(CARRIED)
-    start = enter(one, 80)
-    one.network.free.clear()
-    alpha = one.alpha(frame_at(start, None))
-    assert alpha is None or room_seen(alpha, None) == 0
-
-
-def test_a_mask_that_is_too_old_is_not_carried(bench: Callable[..., Bench]) -> None:
-    one = bench(CARRIED)
-    start = enter(one)
-    one.network.free.clear()
-    shown = {}
-    for index in range(start, start + 10):
-        alpha = one.alpha(frame_at(index, 100))
-        assert one.matting._mask is not None
-        age = index - round(one.matting._mask.time_s * FPS)
-        shown[age] = alpha is not None
-    assert {age for age, was in shown.items() if was} >= {3, 4, 5}
-    assert {age for age, was in shown.items() if not was} >= {7, 8, 9}
-    one.network.free.set()
-
-
-def test_there_is_no_mask_before_the_first_answer(bench: Callable[..., Bench]) -> None:
-    one = bench(CARRIED)
-    one.network.free.clear()
-    assert [one.alpha(frame_at(index, 100)) for index in range(3)] == [None] * 3
-    one.network.free.set()
-
-
-def test_after_a_reset_no_older_mask_is_used(bench: Callable[..., Bench]) -> None:
-    one = bench(CARRIED)
-    start = enter(one, frames=9)
-    one.alpha(frame_at(start, 100))
-    assert one.network.begun == 4
-    one.settle()
-    one.matting.reset()
-    assert one.alpha(frame_at(start + 1, 100)) is None
-    assert one.matting.present, "nobody vanishes because a picture was mirrored"
-    one.settle()
-    assert one.alpha(frame_at(start + 2, 100)) is not None
 
 
 def test_an_empty_room_is_empty_whatever_the_network_sees_in_it(
@@ -378,21 +104,6 @@ def test_the_steady_state_survives_a_change_of_level(bench: Callable[..., Bench]
     raw = (0.3 - 0.2) / (0.75 - 0.2)
     assert float(alpha[:40, 250:].mean()) < 0.3 * raw, "the past of the larger network is lost"
     assert one.matting.description.startswith("live 256x128")
-
-
-def test_a_late_answer_is_not_taken_for_a_later_frames(bench: Callable[..., Bench]) -> None:
-    one = bench(CARRIED, SYNCHRONOUS)
-    start = enter(one, frames=9)
-    one.alpha(frame_at(start, 100))
-    one.settle()
-    one.matting.level = 1
-
-    def slowly(probability: np.ndarray) -> np.ndarray:
-        time.sleep(0.05)
-        return probability
-
-    one.network.change = slowly
-    assert error(one.alpha(frame_at(start + 1, 220)), 220) < OWN_ERROR
 
 
 @pytest.mark.parametrize("level", [SYNCHRONOUS, CARRIED])
