@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +16,14 @@ from vidmatte.live.governor import PRESETS, Governor, Level, Load
 
 PERIOD_S = 1 / 30
 TICK_S = 0.25
-LEVELS = PRESETS["quality"]
+LEVELS = (  # every kind of step there is, more than a preset has
+    Level(448),
+    Level(320),
+    Level(256),
+    Level(256, 2),
+    Level(256, 3),
+    Level(256, 2, Fraction(1, 2)),
+)
 COMPUTE_S = 0.005  # prepare, refine, composite
 NETWORK_S = 0.006  # at 320
 
@@ -91,6 +99,26 @@ def test_presets_give_up_size_then_masks_then_rate(preset: str) -> None:
             assert before.rate_share == 1
         if after.every > 1:
             assert after.size == min(level.size for level in levels)
+
+
+def test_quality_never_carries_a_mask() -> None:
+    assert all(level.every == 1 for level in PRESETS["quality"])
+    governor, now_s = Governor(PRESETS["quality"]), 0.0
+    while now_s < 20:
+        now_s += TICK_S
+        governor.update(Load(PERIOD_S, 1.0), now_s)
+    assert governor.given_up == "network 256 px, 1/2 of the rate"
+    assert governor.said == "too slow here: only 1/2 of the pictures are shown"
+    while now_s < 60:
+        now_s += TICK_S
+        governor.update(Load(PERIOD_S, 0.010, network_s=0.006), now_s)
+    assert governor.level == 0
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_preset_has_a_size_at_which_rooms_are_not_empty(preset: str) -> None:
+    """`live` takes a corridor's table for a person from 384 px on, rough wood at 192 px."""
+    assert {level.size for level in PRESETS[preset]} <= {256, 320}
 
 
 def test_a_fast_machine_is_left_alone() -> None:

@@ -93,9 +93,27 @@ class PictureSizeType(click.ParamType[tuple[int, int]]):
     show_default=True,
     help="How a background picture or video fills the frame.",
 )
-@click.option("--fast", "preset", flag_value="fast", help="Least work; softest edges.")
-@click.option("--balanced", "preset", flag_value="balanced", default=True, help="The default.")
-@click.option("--quality", "preset", flag_value="quality", help="Most work; finest edges.")
+@click.option(
+    "--fast",
+    "preset",
+    flag_value="fast",
+    help="The small network from the start, so coarser edges. When too slow: as balanced.",
+)
+@click.option(
+    "--balanced",
+    "preset",
+    flag_value="balanced",
+    default=True,
+    help="The default. When too slow: the small network, then masks moved along with the picture, "
+    "then half the rate.",
+)
+@click.option(
+    "--quality",
+    "preset",
+    flag_value="quality",
+    help="Every picture has a mask of its own. When too slow: the small network, then half the "
+    "rate.",
+)
 @click.option("--model", metavar="NAME", help="Model; see `vidmatte models`. Default: live.")
 @click.option(
     "--weights", type=click.Path(path_type=Path), metavar="FILE", help="Your own weights file."

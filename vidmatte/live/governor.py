@@ -22,13 +22,15 @@ class Level:
 
 
 # 192 px and less are no level: `live` takes rough wood for a subject there, MAD 190 against 1 at
-# 320 (benchmarks/NOTES.md, Live).
+# 320 (benchmarks/NOTES.md, Live mattes).
 _LAST = (Level(256, 2), Level(256, 3), Level(256, 2, Fraction(1, 2)))
 PRESETS: dict[str, tuple[Level, ...]] = {
     "fast": (Level(256), *_LAST),
     "balanced": (Level(320), Level(256), *_LAST),
-    "quality": (Level(448), Level(320), Level(256), *_LAST),
+    "quality": (Level(320), Level(256), Level(256, 1, Fraction(1, 2))),
 }
+"""What each gives up, in order. `quality` shows fewer pictures rather than carried masks; it starts
+no larger than `balanced`, since `live` takes a table for a person from 384 px on."""
 
 
 @dataclass(frozen=True, slots=True)
