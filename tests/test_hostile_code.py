@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import grp
 import json
 import os
+import pwd
 import re
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,6 +170,27 @@ def test_a_folder_that_everybody_may_write_to_is_not_used(folder: Path) -> None:
     folder.chmod(0o755)
     assert find("u2netp") is not None
     assert resolve_model().name == "live"  # the embedded one needs no folder
+
+
+def test_a_folder_that_a_group_of_several_may_write_to_is_not_used(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group that a system makes for one user alone is no other than the user."""
+    put_weights(folder)
+    folder.chmod(0o770)
+    user = SimpleNamespace(pw_name="me")
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: user)
+    for name, members, is_used in (
+        ("me", [], True), ("me", ["me"], True), ("me", ["me", "you"], False), ("staff", [], False),
+    ):  # fmt: skip
+        group = SimpleNamespace(gr_name=name, gr_mem=members)
+        monkeypatch.setattr(grp, "getgrgid", lambda _, group=group: group)
+        if is_used:
+            assert find("u2netp") is not None
+            continue
+        with pytest.raises(ModelError, match="its group may write into it") as caught:
+            find("u2netp")
+        assert "chmod g-w" in str(caught.value.hint)
 
 
 def test_a_folder_of_another_user_is_not_used(

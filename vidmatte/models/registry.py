@@ -121,11 +121,25 @@ def refuse_foreign(folder: Path) -> None:
             f"{folder}: belongs to another user, who could change the weights",
             hint="name a folder of your own in VIDMATTE_MODEL_DIR",
         )
-    if status.st_mode & stat.S_IWOTH:
+    others = status.st_mode & stat.S_IWOTH
+    if others or (status.st_mode & stat.S_IWGRP and not _is_own_group(status.st_gid)):
         raise ModelError(
-            f"{folder}: everybody may write into it and change the weights",
-            hint=f"chmod o-w '{folder}'",
+            f"{folder}: {'everybody' if others else 'its group'} may write into it and change "
+            "the weights",
+            hint=f"chmod {'o' if others else 'g'}-w '{folder}'",
         )
+
+
+def _is_own_group(group: int) -> bool:
+    """Whether a group is this user's alone: many systems make one of the same name for each."""
+    import grp
+    import pwd
+
+    try:
+        user, named = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+    except KeyError:
+        return False
+    return named.gr_name == user.pw_name and set(named.gr_mem) <= {user.pw_name}
 
 
 def _refuse_unreadable(folder: Path) -> None:
