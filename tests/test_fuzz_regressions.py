@@ -9,14 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from conftest import Cli, decode, make_clip, run_file, times_of
 from safetensors.numpy import load_file
 
-from vidmatte.errors import ModelError
+from vidmatte.errors import InputError, ModelError
 from vidmatte.models.table import WEIGHTS_FOLDER, Convolution, convolutions, models
 from vidmatte.models.weights import folded
+from vidmatte.runner import Cut
 
 pytestmark = pytest.mark.fault
 
@@ -151,3 +153,60 @@ def test_a_normalisation_of_a_wrong_shape_is_refused() -> None:
     tensors[conv.bn_key("bias")] = np.zeros(3, np.float32)
     with pytest.raises(ModelError, match="wrong shape"):
         folded(models()["live"].network, tensors)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "flv"])
+def test_every_whole_picture_of_a_cut_flv_comes_out(codec: str, tmp_path: Path) -> None:
+    """The error of the packet that is cut came at the end, with the loss of those before it."""
+    source = make_clip(tmp_path / "s.flv", 60, codec=codec)
+    with av.open(str(source)) as container:
+        ends = [p.pos + p.size for p in container.demux(video=0) if p.size and p.pos is not None]
+    data = source.read_bytes()
+    for number in (20, 37, 58):
+        source.write_bytes(data[: ends[number] - 1])
+        result = run_file(source, tmp_path / "o.mkv", overwrite=True)
+        assert result.frames == number
+        assert re.match("1 picture could not be decoded, first at ", result.warnings[0])
+
+
+@pytest.mark.parametrize("time", [0, 1 << 40])
+def test_fragments_that_go_back_in_time_are_counted(time: int, tmp_path: Path) -> None:
+    """The demuxer hides their pictures as if an edit list left them out."""
+    fragmented = {"movflags": "frag_keyframe+empty_moov"}
+    source = make_clip(tmp_path / "s.mp4", 20, gop=5, muxer=fragmented)
+    version, *fragments = source.read_bytes().split(b"tfdt\x01")
+    moved = [part[:3] + time.to_bytes(8, "big") + part[11:] for part in fragments]
+    source.write_bytes(b"tfdt\x01".join([version, *moved]))
+    result = run_file(source, tmp_path / "o.mp4")
+    (lost,) = [w for w in result.warnings if "dated back before others" in w]
+    assert int(lost.split()[0]) + result.frames == 20
+    with pytest.raises(InputError, match="dated back"):
+        run_file(source, tmp_path / "strict.mp4", strict=True)
+
+
+def test_pictures_outside_an_edit_list_are_not_missed(tmp_path: Path) -> None:
+    """They are marked in the same way, but go forward in time."""
+    source = make_clip(tmp_path / "s.mp4", 20)
+    data = bytearray(source.read_bytes())
+    at = data.index(b"elst") + 16  # where in the media its first part begins
+    half_s = int.from_bytes(data[at : at + 4], "big") + 6400
+    data[at : at + 4] = half_s.to_bytes(4, "big")
+    source.write_bytes(data)
+    result = run_file(source, tmp_path / "o.mp4")
+    assert result.warnings == []
+    assert result.frames < 20
+
+
+def test_damage_in_a_part_of_a_video_has_the_times_of_the_whole(tmp_path: Path) -> None:
+    """They were counted from --start, and negative before it."""
+    source = make_clip(tmp_path / "s.mov", 50, codec="png", pix_fmt="rgb24")
+    with av.open(str(source)) as container:
+        packet = [p for p in container.demux(video=0) if p.size][40]
+    assert packet.pos is not None
+    data = bytearray(source.read_bytes())
+    data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    source.write_bytes(data)
+    result = run_file(source, tmp_path / "o.mkv", cut=Cut(start_s=1.0))
+    found = re.fullmatch(r"1 picture could not be decoded, first at (.*) s", result.warnings[0])
+    assert found is not None
+    assert 1.6 <= float(found[1]) <= 2.0  # threads of the decoder tell of it some pictures later

@@ -240,9 +240,12 @@ NOT_PROVOKED = {
     "sources/_boxes.py: {}: its index claims {} samples in {} bytes; it is damaged or made to do "
     "harm": "test_faults_input",
     "sources/_shared.py: {}: cannot be opened: {}": "test_faults_environment",
-    "sources/_damage.py: a stream that begins late in the file is left out": "test_fuzz_regressions",
+    "sources/_damage.py: a stream that begins late in the file is left out": (
+        "test_fuzz_regressions"
+    ),
     "sources/_damage.py: the file ends early: {} of {} bytes are missing{}": "test_file_source",
     "sources/_damage.py: {} pictures had no time stamp; spaced at the nominal rate": "corpus",
+    "sources/_damage.py: {} left out, dated back before others{}": ("test_fuzz_regressions"),
     "sources/_damage.py: {} read errors{}": "corpus",
     "sources/_damage.py: {} time stamps were not after the one before; moved on": "corpus",
     "sources/file.py: {}: its decoder cannot start its threads": "test_faults_environment",

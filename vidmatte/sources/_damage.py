@@ -17,15 +17,21 @@ MOST_GAPS = 0.1  # of all steps; with more holes than that the rate simply varie
 
 
 class DamageReport:
-    """Count what was lost or mended while reading, one line per cause."""
+    """Count what was lost or mended while reading, one line per cause.
 
-    def __init__(self) -> None:
+    Items have times that begin at `start_s` seconds of the source; lines tell the source's own.
+    """
+
+    def __init__(self, start_s: float = 0.0) -> None:
+        self._start_s = start_s
         self.unstamped = 0
         self.not_later = 0
         self.pictures = 0
         self.damaged = False
         self._lost: list[float | None] = []
         self._damaged: list[float | None] = []
+        self._hidden: list[float | None] = []
+        self._latest: int | None = None
         self._packets = 0
         self._read = 0
         self._missing = 0
@@ -45,9 +51,22 @@ class DamageReport:
         """Count a packet of the picture."""
         self._packets += not packet.is_discard
         self._read += 1
-        self._end_s = _time_of(packet) or self._end_s
+        if self._is_hidden(packet):
+            self._hidden.append(self._time_near(packet))
+        self._end_s = self._time_near(packet)
         if packet.has_sidedata("encryption_info"):
             self._encrypted = True
+
+    def _is_hidden(self, packet: Packet) -> bool:
+        """Whether the mp4 demuxer hides a picture since its fragment goes back in time.
+
+        It marks such pictures like those outside an edit list, whose time stamps go forward.
+        """
+        if packet.dts is None:
+            return False
+        goes_back = self._latest is not None and packet.dts <= self._latest
+        self._latest = packet.dts if self._latest is None else max(self._latest, packet.dts)
+        return packet.is_discard and goes_back
 
     def undecodable(self, packet: Packet) -> None:
         """Count a packet that gave no picture."""
@@ -62,7 +81,7 @@ class DamageReport:
     def _time_near(self, item: Packet | av.VideoFrame) -> float | None:
         """Return its time, or where it has none, as at the end of a stream, that of the last."""
         time_s = _time_of(item)
-        return self._end_s if time_s is None else time_s
+        return self._end_s if time_s is None else time_s + self._start_s
 
     def unreadable(self) -> None:
         """Count a failed read."""
@@ -74,7 +93,7 @@ class DamageReport:
         if frames >= GAP_FRAMES:
             self._gaps += 1
             self._absent += round(frames) - 1
-            self._gap_s = last_s if self._gap_s is None else self._gap_s
+            self._gap_s = last_s + self._start_s if self._gap_s is None else self._gap_s
 
     def finished(self, stream: av.VideoStream, descriptor: int, jumps: int) -> None:
         """Look at the end whether the index promised more than the file holds."""
@@ -115,6 +134,9 @@ class DamageReport:
         if self._damaged:
             count = _pictures(len(self._damaged))
             causes.append(f"{count} decoded with damage{_at(self._damaged)}")
+        if self._hidden:
+            count = _pictures(len(self._hidden))
+            causes.append(f"{count} left out, dated back before others{_at(self._hidden)}")
         if self._read_errors:
             causes.append(f"{self._read_errors} read errors{_at([self._end_s], 'after')}")
         causes += self._gap_lines()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_ERRORS_IN_A_ROW = 500  # packets; past that the rest of the stream is taken for lost
 _CONVERT = "convert it first, to H.264 for example"
+# Their packets are joined from pieces, and one is called corrupt for a piece that it lacks.
+_MARKING_GAPS = frozenset({"mpegts", "mpeg", "mpegvideo"})
 REORDER_PICTURES = 16  # what H.264 and HEVC may hold back (their largest picture buffer)
 
 
@@ -59,7 +61,7 @@ class FileSource:
         self._on_packet = on_packet
         self._descriptor = -1
         self._waiting: deque[av.VideoFrame] = deque()
-        self._report = DamageReport()
+        self._report = DamageReport(start_s or 0.0)
         self.notes: list[str] = []
         self.decoded = 0
 
@@ -229,8 +231,8 @@ class FileSource:
         Its error would come when the decoder is emptied, and cost the whole pictures that wait
         in the decoder's other threads.
         """
-        clocked = self.container.format.name in _shared.RELATIVE_FORMATS  # marks gaps like this
-        return packet.is_corrupt and packet.size > 0 and not clocked
+        marks_gaps = self.container.format.name in _MARKING_GAPS
+        return packet.is_corrupt and packet.size > 0 and not marks_gaps
 
     def _packets(self) -> Iterator[Packet]:
         import av
