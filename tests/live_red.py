@@ -31,6 +31,7 @@ RADIUS = 40.0
 # Mean error of alpha, of 1: the network's grid is half a picture's, and a matte's edge is soft.
 OWN_ERROR = 0.006
 CARRIED_ERROR = 0.015
+RED_AS_GREY = 11.5  # luma that a grey room needs to look, in grey, as bright as the disc's red does
 MARGIN_PX = 8  # beyond it nothing of the room may be seen, not even faintly
 
 
@@ -50,10 +51,12 @@ def true_alpha(x: float | None, y: float = HEIGHT / 2) -> np.ndarray:
     return np.clip(RADIUS - np.hypot(columns - x, rows - y) + 0.5, 0, 1)
 
 
-def frame_at(index: int, x: float | None, *, room: np.ndarray = ROOM) -> Frame:
+def frame_at(
+    index: int, x: float | None, *, room: np.ndarray = ROOM, skin: np.ndarray = SKIN
+) -> Frame:
     """A red patterned disc about `x`, or nobody, in a grey room, `index` frames after the start."""
     alpha = true_alpha(x)
-    skin = np.roll(SKIN, round(x or 0), axis=1)
+    skin = np.roll(skin, round(x or 0), axis=1)
     picture = av.VideoFrame(WIDTH, HEIGHT, "yuv420p")
     y, u, v = plane_views(picture, writable=True)
     y[...] = np.clip(room * (1 - alpha) + skin * alpha, 16, 235)

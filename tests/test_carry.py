@@ -80,6 +80,48 @@ def test_slack_forgives_a_little_misplacement_of_fine_grain_only() -> None:
     assert carried(then, scene(60, 64, room=replaced)).trust[part].mean() < 0.4
 
 
+def tinted(grey: np.ndarray, map_: np.ndarray) -> np.ndarray:
+    """`grey` in RGB, reddish where `map_` is, greenish elsewhere: OpenCV makes `grey` of it."""
+    red = (np.float32(60), np.float32(-25), np.float32(-28.6))  # .299 R + .587 G + .114 B = 0
+    sign = 2 * map_ - 1
+    return np.dstack([np.clip(grey + sign * part, 0, 255) for part in red]).round().astype(np.uint8)
+
+
+def test_a_room_of_the_subjects_luma_is_not_trusted_where_its_colour_differs() -> None:
+    """The subject is gone, and what was behind has just the same grey."""
+    then, empty = scene(120, 64), np.zeros((HEIGHT, WIDTH), np.float32)
+    grey = np.clip(then.grey, 62, 193)  # so that no channel clips
+    before, after = tinted(grey, then.value), tinted(grey, empty)
+    inside = cv2.erode(then.value, np.ones((5, 5))) == 1
+    in_grey = carry(Moment(then.value, small_grey(before, grey.shape)), Moment(empty, after).grey)
+    assert in_grey is not None
+    assert in_grey.trust[inside].mean() > 0.99, "this test shows nothing"
+    result = carry(Moment(then.value, before), after, LOOSE)
+    assert result is None or result.trust[inside].max() == 0
+
+
+@pytest.mark.parametrize("step", [(4.0, -2.0), (-7.5, 3.0)])
+def test_colours_are_carried_as_far_as_grey(step: tuple[float, float]) -> None:
+    then, now = scene(120, 64), scene(120 + step[0], 64 + step[1])
+    coloured = Moment(then.value, tinted(then.grey, then.value))
+    result = carry(coloured, tinted(now.grey, now.value), LOOSE)
+    assert result is not None
+    trusted = result.value * result.trust
+    held = np.abs(then.value - now.value).mean()
+    assert np.abs(trusted - now.value).mean() < max(LANDED, 0.35 * held)
+    assert trusted.sum() > 0.85 * now.value.sum(), "the subject is lost"
+    assert coloured.at((64, 128)).image.shape == (64, 128, 3)
+
+
+@pytest.mark.parametrize("light", [(14, 14, 14), (12, 0, -9)])
+def test_light_of_another_colour_costs_no_trust(light: tuple[int, int, int]) -> None:
+    then, now = scene(120, 64), scene(122, 64)
+    lit = np.clip(tinted(now.grey, now.value).astype(int) + light, 0, 255).astype(np.uint8)
+    result = carry(Moment(then.value, tinted(then.grey, then.value)), lit, LOOSE)
+    assert result is not None
+    assert result.trust[now.value > 0.9].mean() > 0.7
+
+
 @pytest.mark.parametrize("tolerance", [STRICT, LOOSE])
 def test_a_change_of_light_costs_no_trust(tolerance: Tolerance) -> None:
     then, now = scene(120, 64), scene(122, 64, light=12)

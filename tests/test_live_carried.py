@@ -12,6 +12,8 @@ from live_red import (
     CARRIED_ERROR,
     FPS,
     OWN_ERROR,
+    RED_AS_GREY,
+    SKIN,
     SYNCHRONOUS,
     Bench,
     benches,
@@ -107,6 +109,23 @@ def test_a_subject_that_is_lost_gives_no_mask(bench: Callable[..., Bench]) -> No
     one.network.free.clear()
     alpha = one.alpha(frame_at(start, None))
     assert alpha is None or room_seen(alpha, None) == 0
+
+
+def test_a_room_that_differs_from_the_subject_in_colour_only_is_not_shown(
+    bench: Callable[..., Bench],
+) -> None:
+    """Somebody leaves, and in grey, which flow sees, the picture is the same as before."""
+    one = bench(CARRIED)
+    skin = SKIN - 65  # dark enough that its red is not clipped
+    same = np.roll(skin, 80, axis=1) + RED_AS_GREY
+    for index in range(8):
+        alpha = one.alpha(frame_at(index, 80, room=same, skin=skin))
+        one.settle()
+    assert error(alpha, 80) < CARRIED_ERROR
+    one.network.free.clear()
+    for index in range(8, 11):
+        alpha = one.alpha(frame_at(index, None, room=same))
+        assert alpha is None or not alpha.any()
 
 
 def test_a_mask_that_is_too_old_is_not_carried(bench: Callable[..., Bench]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vidmatte.compute.cpu.carry import LOOSE, Moment, carry, small_grey
+from vidmatte.compute.cpu.carry import LOOSE, Moment, carry
 from vidmatte.compute.cpu.prepare import Preparer
 from vidmatte.compute.cpu.refine import refine, upsample
 from vidmatte.compute.cpu.temporal import TemporalFilter
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 # Older masks are not carried: somebody who came in since is in none of them, and no picture is
 # repeated for longer either. Six frames at 30 fps; the error of a carried mask does not grow until
-# then (benchmarks/NOTES.md, Live).
+# then (benchmarks/NOTES.md, Live mattes).
 LONGEST_CARRY_S = 0.2
 MASK_INTERVAL_S = 0.08  # masks are asked for at least as often, whatever the level says
 # A mask of which less can be trusted has lost its subject; all real leaks were below .55.
@@ -220,11 +220,10 @@ class LiveMatting:
         """Carry the mask to another picture; None where too little of it can be trusted."""
         import cv2
 
-        now = small_grey(image, image.shape[:2])
         size = (mask.image.shape[1], mask.image.shape[0])
         value = np.asarray(cv2.resize(mask.probability, size), np.float32)
-        moment = Moment(value, small_grey(mask.image, value.shape)).at(now.shape)
-        brought = carry(moment, now, LOOSE)
+        moment = Moment(value, mask.image).at(image.shape[:2])
+        brought = carry(moment, image, LOOSE)
         if brought is None:
             return None
         trusted = np.asarray(brought.value * brought.trust, np.float32)

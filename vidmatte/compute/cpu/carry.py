@@ -7,7 +7,7 @@ value is trusted only where the picture carried with it looks like the picture i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
-    Grey = NDArray[np.uint8]
+    Picture = NDArray[np.uint8]
 
 _STILL = 2.0  # below it without any flow a pixel has not moved,
 _STILL_TRUST = 1.0  # and its own history holds, whatever the flow of a neighbour says
@@ -24,7 +24,7 @@ _CUT = 14.0  # mean difference after motion that no motion explains
 
 
 class Tolerance(NamedTuple):
-    """How alike pictures have to be, in mean absolute grey difference, levels of 255.
+    """How alike pictures have to be, in mean absolute difference, levels of 255.
 
     Trusted fully up to `full`, not at all from `none`, after the best match within `slack_px`,
     so that a flow that is a little wrong costs no trust where the picture has structure.
@@ -35,18 +35,26 @@ class Tolerance(NamedTuple):
     none: float
 
 
-STRICT = Tolerance(0, 2.5, 6.0)  # for averaging with a map that is there anyway
-# For a map that stands alone: of those tried the steadiest that shows no more of the room than
-# fresh maps do (benchmarks/NOTES.md, Live).
-LOOSE = Tolerance(1, 4.0, 9.0)
+STRICT = Tolerance(0, 2.5, 6.0)  # in grey, for averaging with a map that is there anyway
+# In colour, for a map that stands alone: of those tried the steadiest that shows no more of the
+# room than fresh maps do (benchmarks/NOTES.md, Live mattes).
+LOOSE = Tolerance(1, 5.0, 9.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A map 0..1, float32, and the grey picture that it belongs to, uint8; (h, w) both."""
+    """A map 0..1, (h, w) float32, and the picture that it belongs to.
+
+    `image` is uint8, (h, w) grey or (h, w, 3) RGB.
+    """
 
     value: Floats
-    grey: Grey
+    image: Picture
+
+    @property
+    def grey(self) -> Picture:
+        """The picture in grey, (h, w)."""
+        return _grey(self.image)
 
     def at(self, shape: tuple[int, ...]) -> Moment:
         """Resample to `shape`, for when the network's size changes on the way."""
@@ -57,7 +65,7 @@ class Moment:
         size = (shape[1], shape[0])
         return Moment(
             np.asarray(cv2.resize(self.value, size), np.float32),
-            np.asarray(cv2.resize(self.grey, size, interpolation=cv2.INTER_AREA), np.uint8),
+            np.asarray(cv2.resize(self.image, size, interpolation=cv2.INTER_AREA), np.uint8),
         )
 
 
@@ -73,35 +81,37 @@ class Carried(NamedTuple):
     still: NDArray[np.bool_]
 
 
-def small_grey(image: Grey, shape: tuple[int, ...]) -> Grey:
+def small_grey(image: Picture, shape: tuple[int, ...]) -> Picture:
     """Return the (H, W, 3) uint8 RGB `image` in grey at `shape`, (h, w) uint8."""
     import cv2
 
     small = cv2.resize(image, (shape[1], shape[0]), interpolation=cv2.INTER_AREA)
-    return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
+    return _grey(np.asarray(small, np.uint8))
 
 
-def carry(moment: Moment, now: Grey, tolerance: Tolerance = STRICT) -> Carried | None:
-    """Bring a moment's map to the picture `now`, of the same shape.
+def carry(moment: Moment, now: Picture, tolerance: Tolerance = STRICT) -> Carried | None:
+    """Bring a moment's map to the picture `now`, which has the form of the moment's own.
 
-    None where no motion explains the change: a cut.
+    The flow is of their grey. Colours take a tolerance with slack; of their channels the one that
+    differs most decides. None where no motion explains the change: a cut.
     """
     import cv2
 
-    at_x, at_y = _places(now, moment.grey)
+    at_x, at_y = _places(_grey(now), moment.grey)
     edge = cv2.BORDER_REPLICATE
-    moved = cv2.remap(moment.grey, at_x, at_y, cv2.INTER_LINEAR, borderMode=edge)
+    moved = cv2.remap(moment.image, at_x, at_y, cv2.INTER_LINEAR, borderMode=edge)
     value = cv2.remap(moment.value, at_x, at_y, cv2.INTER_LINEAR, borderMode=edge)
-    looks: Grey = np.asarray(moved, np.uint8)
-    error = _difference(now, looks)
+    looks: Picture = np.asarray(moved, np.uint8)
+    differ = _channel_difference if tolerance.slack_px else _difference
+    error = differ(now, looks)
     if error.mean() > _CUT:
         return None
     if tolerance.slack_px:
-        error = _difference(now, looks, tolerance.slack_px)
-    height, width = now.shape
+        error = _channel_difference(now, looks, tolerance.slack_px)
+    height, width = now.shape[:2]
     inside = (at_x > -1) & (at_y > -1) & (at_x < width) & (at_y < height)
     trust = falling(error, tolerance.full, tolerance.none) * inside
-    still = _difference(now, moment.grey) < _STILL
+    still = differ(now, moment.image) < _STILL
     return Carried(
         np.where(still, moment.value, np.asarray(value, np.float32)),
         np.where(still, np.float32(_STILL_TRUST), trust),
@@ -114,7 +124,7 @@ def falling(value: Floats, full: float, none: float) -> Floats:
     return np.asarray(np.clip((none - value) / (none - full), 0, 1), np.float32)
 
 
-def _places(now: Grey, then: Grey) -> tuple[Floats, Floats]:
+def _places(now: Picture, then: Picture) -> tuple[Floats, Floats]:
     """Where each pixel of `now` was in `then`: (x, y) in pixels."""
     import cv2
 
@@ -125,23 +135,43 @@ def _places(now: Grey, then: Grey) -> tuple[Floats, Floats]:
     return columns + motion[..., 0], rows + motion[..., 1]
 
 
-def _difference(left: Grey, right: Grey, slack_px: int = 0) -> Floats:
-    """Mean absolute difference around each pixel, after removing a change of light.
-
-    With `slack_px`: to the nearest of all values within that distance.
-    """
+def _difference(left: Picture, right: Picture) -> Floats:
+    """Mean absolute difference of grey around each pixel, after removing a change of light."""
     import cv2
 
     change = cv2.subtract(left, right, dtype=cv2.CV_32F)
-    light = np.median(change[::4, ::4])
-    change -= light
-    apart = np.abs(change)
+    change -= np.median(change[::4, ::4])
+    return np.asarray(cv2.blur(np.abs(change), (5, 5)), np.float32)
+
+
+def _channel_difference(left: Picture, right: Picture, slack_px: int = 0) -> Floats:
+    """The same of the channel that differs most at each pixel, light rounded to whole levels.
+
+    With `slack_px`: to the nearest of all values within that distance. All in 8 bits, for speed.
+    """
+    import cv2
+
+    sample = cv2.subtract(left[::4, ::4], right[::4, ::4], dtype=cv2.CV_16S)
+    light = np.zeros(4)  # as OpenCV's scalars are
+    light[: 1 if left.ndim == 2 else 3] = np.median(sample, axis=(0, 1)).round()
+    lit = cv2.add(right, light)
     if slack_px:
         around = np.ones((2 * slack_px + 1,) * 2, np.uint8)
-        above = cv2.subtract(left, cv2.dilate(right, around), dtype=cv2.CV_32F) - light
-        below = cv2.subtract(cv2.erode(right, around), left, dtype=cv2.CV_32F) + light
-        apart = np.maximum(np.maximum(above, below), 0)
-    return np.asarray(cv2.blur(apart, (5, 5)), np.float32)
+        above = cv2.subtract(left, cv2.dilate(lit, around))
+        below = cv2.subtract(cv2.erode(lit, around), left)
+        apart = cv2.max(above, below)
+    else:
+        apart = cv2.absdiff(left, lit)
+    most = reduce(cv2.max, cv2.split(apart))
+    return np.asarray(cv2.boxFilter(most, cv2.CV_32F, (5, 5)), np.float32)
+
+
+def _grey(image: Picture) -> Picture:
+    import cv2
+
+    if image.ndim == 2:
+        return image
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
 @lru_cache(maxsize=4)

@@ -16,7 +16,7 @@ import numpy as np
 from vidmatte.compute.cpu.carry import Moment, carry, falling, small_grey
 
 if TYPE_CHECKING:
-    from vidmatte.compute.cpu.carry import Floats, Grey
+    from vidmatte.compute.cpu.carry import Floats, Picture
 
 _PAST_WEIGHT = 1.5  # against 1 for the present
 _FUTURE_WEIGHTS = (0.8, 0.6)
@@ -38,7 +38,7 @@ class TemporalFilter:
         self._past: Moment | None = None
         self._waiting: deque[Moment] = deque()
 
-    def push(self, probability: Floats, image: Grey) -> list[Floats]:
+    def push(self, probability: Floats, image: Picture) -> list[Floats]:
         """Take the map of the next frame; return the steady maps that are now known, in order.
 
         `probability` (h, w) float32 0..1 is copied. `image` (H, W, 3) uint8 RGB shows the same
