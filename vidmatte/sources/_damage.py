@@ -104,7 +104,11 @@ class DamageReport:
         promised = promised_bytes(descriptor)
         if promised is not None and promised > size > 0:
             self._cut = promised - size, promised
-        self._broken = self._cut is None and is_broken_matroska(descriptor)
+
+    def look_closer(self, descriptor: int) -> None:
+        """Look, once all pictures are out, whether what is missing was wrecked in silence."""
+        if self._cut is None:
+            self._broken = is_broken_matroska(descriptor, thorough=self._gaps > 0)
 
     def why_nothing(self) -> str:
         """Say why no picture came out at all."""

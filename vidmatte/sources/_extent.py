@@ -8,11 +8,15 @@ from typing import NamedTuple
 HEAD_BYTES = 4096
 SEGMENT = bytes.fromhex("18538067")  # RFC 9559, section 5.1
 EBML = bytes.fromhex("1a45dfa3")  # RFC 8794, section 11.2
-# The segment and what may lie in it or before it: RFC 9559, section 5.1; RFC 8794, section 11.3.
-OUTER = {EBML, SEGMENT, *map(bytes.fromhex, (
-    "114d9b74", "1549a966", "1654ae6b", "1f43b675", "1c53bb6b", "1941a469", "1043a770", "1254c367",
-    "ec", "bf",
-))}  # fmt: skip
+# What may lie in or before the segment, and in a cluster: RFC 9559, section 5.1; RFC 8794, 11.3.
+CLUSTER = bytes.fromhex("1f43b675")
+_ANYWHERE = (bytes.fromhex("ec"), bytes.fromhex("bf"))
+OUTER = frozenset({EBML, SEGMENT, CLUSTER, *_ANYWHERE, *map(bytes.fromhex, (
+    "114d9b74", "1549a966", "1654ae6b", "1c53bb6b", "1941a469", "1043a770", "1254c367",
+))})  # fmt: skip
+IN_CLUSTER = frozenset({*_ANYWHERE, *map(bytes.fromhex, (
+    "e7", "5854", "a7", "ab", "a3", "a0", "af",
+))})  # fmt: skip
 UNFINISHED_RIFF = 0x7FFFFFFF  # from here up, a size that was to be filled in at the end
 
 
@@ -34,30 +38,40 @@ def promised_bytes(descriptor: int) -> int | None:
     return None
 
 
-def is_broken_matroska(descriptor: int) -> bool:
-    """Whether the chain of a regular Matroska file's outer elements is broken on the way.
+def is_broken_matroska(descriptor: int, *, thorough: bool) -> bool:
+    """Whether the chain of a regular Matroska file's elements is broken on the way.
 
-    A demuxer finds the next cluster by searching and tells nobody. False where the chain cannot
-    be followed: a live recording's clusters have no size.
+    A demuxer finds the next one by searching and tells nobody. Follows the outer elements; if
+    `thorough` the blocks in the clusters too, which touches most of the file. False where the
+    chain cannot be followed: a live recording's clusters have no size.
     """
     try:
         if not os.pread(descriptor, 4, 0).startswith(EBML):
             return False
-        end, position = os.fstat(descriptor).st_size, 0
-        while position < end:
-            element = _element(os.pread(descriptor, 12, position))
-            if element is None:
-                return False
-            if element.identity not in OUTER:
-                return True
-            if element.identity == SEGMENT:
-                position += element.head
-            elif element.size is None:
-                return False
-            else:
-                position += element.head + element.size
+        return _is_broken(descriptor, 0, os.fstat(descriptor).st_size, OUTER, thorough)
     except OSError:
         return False
+
+
+def _is_broken(
+    descriptor: int, position: int, end: int, allowed: frozenset[bytes], thorough: bool
+) -> bool:
+    while position < end:
+        element = _element(os.pread(descriptor, 12, position))
+        if element is None:
+            return False
+        if element.identity not in allowed:
+            return True
+        position += element.head
+        if element.identity == SEGMENT:
+            continue
+        if element.size is None:
+            return False
+        last = position + element.size
+        enter = thorough and element.identity == CLUSTER and last <= end
+        if enter and _is_broken(descriptor, position, last, IN_CLUSTER, thorough):
+            return True
+        position = last
     return False
 
 

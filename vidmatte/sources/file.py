@@ -185,6 +185,7 @@ class FileSource:
                 break
             yield Frame(picture, self.decoded, pts, self.info.time_base, duration)
             self.decoded += 1
+        self._report.look_closer(self._descriptor)
         if not self.decoded:
             raise InputError(f"{self._name}: {reason}")
 
