@@ -47,7 +47,7 @@ class CliHere:
         self._monkeypatch, self._capfd = monkeypatch, capfd
         self._code = 0
         monkeypatch.setattr(cli, "_leave", self._leave)
-        monkeypatch.setattr(console, "watch_signals", lambda stop: None)
+        monkeypatch.setattr(console, "watch_signals", lambda stop, **_: None)
         monkeypatch.delenv("VIDMATTE_DEBUG", raising=False)
 
     def _leave(self, code: int) -> NoReturn:

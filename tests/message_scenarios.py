@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 from conftest import make_clip
+from message_live import LIVE
 from message_models import MODELS
 from message_tools import Patch, Prepare, Scenario, failing, without, write
 
@@ -318,4 +319,4 @@ OPTIONS = {
                                                    KeyError("oops"))),
 }  # fmt: skip
 
-SCENARIOS = INPUTS | OUTPUTS | OPTIONS | MODELS
+SCENARIOS = INPUTS | OUTPUTS | OPTIONS | MODELS | LIVE

@@ -33,7 +33,7 @@ ERRORS = {
     if isinstance(kind, type) and issubclass(kind, errors.VidmatteError)
     and kind is not errors.CancelledError  # never shown
 }  # fmt: skip
-# Messages of live mode need cameras and screens: its own tests provoke them.
+# What cameras and screens make live mode say, its own tests provoke; message_live has the rest.
 LIVE = re.compile(
     r"live/|cli/(webcam|control|cameras|status|keys|doctor)|camera|virtualcam|preview|v4l2"
     r"|sinks/(screen|window)|sources/_(devices|live)"
@@ -117,6 +117,7 @@ def test_what_the_user_reads(
     if not UPDATE:
         assert SAID[name] == snapshot.get(name), name
     check_manners(done.err, done.code)
+    assert ("internal error" in done.err) == (name == "our bug")
 
 
 def check_manners(text: str, code: int) -> None:
