@@ -122,7 +122,8 @@ def run_corpus(corpus: Path | None, work: Path) -> list[dict[str, Any]]:
 def run_tests(work: Path) -> dict[str, Any]:
     """Run every test that is marked `fault` and return what the plugin counted."""
     path = work / "tests.json"
-    command = [sys.executable, "-m", "pytest", "-m", "fault and not slow and not soak", "-p", "faults_plugin",
+    wanted = "fault and not slow and not soak"
+    command = [sys.executable, "-m", "pytest", "-m", wanted, "-p", "faults_plugin",
                "--faults-json", str(path)]  # fmt: skip
     python_path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     subprocess.run(
