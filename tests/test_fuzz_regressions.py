@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
@@ -77,6 +78,20 @@ def _with_false_table(path: Path) -> None:
     path.write_bytes(data)
 
 
+def _with_dense_table(path: Path) -> None:
+    """A table of sizes that is all there, half a byte for each of more samples than bytes."""
+    data = bytearray(make_clip(path, 8, options={"preset": "ultrafast"}).read_bytes())
+    count = 6_710_000
+    table = struct.pack(">I4sIII", 20 + count // 2, b"stz2", 0, 4, count) + b"\x11" * (count // 2)
+    at = data.index(b"stsz") - 4
+    size = int.from_bytes(data[at : at + 4], "big")
+    for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
+        end = data.index(kind)
+        longer = int.from_bytes(data[end - 4 : end], "big") + len(table) - size
+        data[end - 4 : end] = longer.to_bytes(4, "big")
+    path.write_bytes(data[:at] + table + data[at + size :])
+
+
 def _with_false_fragment(path: Path, *, long_header: bool = False) -> None:
     """A fragment of 67 million pictures that say nothing of themselves."""
     fragmented = {"movflags": "frag_keyframe+empty_moov"}
@@ -93,13 +108,18 @@ def _with_false_fragment(path: Path, *, long_header: bool = False) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [_with_false_table, _with_false_fragment, partial(_with_false_fragment, long_header=True)],
-    ids=["table", "fragment", "fragment with a long header"],
+    [
+        _with_false_table,
+        _with_dense_table,
+        _with_false_fragment,
+        partial(_with_false_fragment, long_header=True),
+    ],
+    ids=["table", "dense table", "fragment", "fragment with a long header"],
 )
 def test_an_index_larger_than_its_file_is_refused_before_it_is_built(
     damage: Callable[[Path], None], tmp_path: Path, run_cli: Cli
 ) -> None:
-    """FFmpeg takes 2.4 GB and up to 15 s for each of these files of a few kilobytes."""
+    """FFmpeg takes .5 to 2.4 GB and up to 15 s for each of these files of a few kilobytes or MB."""
     source = tmp_path / "s.mp4"
     damage(source)
     done = run_cli("run", source, tmp_path / "o.mp4", "--backend", "null",

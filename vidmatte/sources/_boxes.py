@@ -63,6 +63,9 @@ def _claims(descriptor: int, box: _Box, depth: int = 0, *, sound: bool = False) 
         elif child.kind == b"stsz":
             _, size, count = _numbers(descriptor, child, 3)
             equal_samples += count if size else 0
+        elif child.kind == b"stz2":  # its sizes take half a byte each, or one, or two
+            _, _, count = _numbers(descriptor, child, 3)
+            yield count
         elif child.kind == b"stts":
             _, entries, _, ticks = _numbers(descriptor, child, 4)
             one_tick_each = entries == ticks == 1
