@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+
 import pytest
 
+from vidmatte.cli import keys
 from vidmatte.cli.keys import CONFIRM_S, Bindings
 from vidmatte.cli.status import LiveConsole, last_line, status_line
 from vidmatte.errors import printable
@@ -172,3 +177,35 @@ def test_the_status_line_tells_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert console.finish(ended, None) == 0
     assert console.finish(LiveResult(status, 4.0, stopped_by=15), None) == 143
     assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no keys from the terminal")
+def test_in_the_background_the_terminal_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Ctrl-Z and `bg` a read or a setting would stop the whole process (SIGTTIN, SIGTTOU)."""
+    import termios
+
+    master, slave = os.openpty()
+    before = termios.tcgetattr(slave)
+    foreground = [slave]
+    monkeypatch.setattr(keys, "_terminal", lambda: foreground[0])
+    continued = signal.getsignal(signal.SIGCONT)
+    try:
+        with keys.TerminalKeys() as terminal:
+            os.write(master, b"b")
+            assert terminal.read() == ["b"]
+            foreground[0] = -1
+            os.write(master, b"q")
+            assert terminal.read() == [], "the key is the shell's"
+            own = termios.tcgetattr(slave)
+            terminal.restore()
+            assert termios.tcgetattr(slave) == own, "the settings are the shell's"
+            termios.tcsetattr(slave, termios.TCSANOW, before)
+            foreground[0] = slave
+            os.write(master, b"m")
+            assert "m" in "".join(terminal.read()), "back in the foreground"
+            assert termios.tcgetattr(slave) == own
+        assert termios.tcgetattr(slave) == before
+    finally:
+        signal.signal(signal.SIGCONT, continued)
+        os.close(master)
+        os.close(slave)

@@ -38,6 +38,7 @@ class TerminalKeys:
     def __init__(self) -> None:
         self._descriptor = _terminal()
         self._before = None if self._descriptor < 0 else termios.tcgetattr(self._descriptor)
+        self._is_ours = self._before is not None
 
     def __enter__(self) -> Self:
         if self._before is not None:
@@ -50,13 +51,15 @@ class TerminalKeys:
 
     def restore(self) -> None:
         """Give the terminal its own settings back; harmless when nothing was changed."""
-        if self._before is not None:
+        if self._before is not None and _terminal() >= 0:  # else a shell has it: SIGTTOU stops us
             with suppress(termios.error):
                 termios.tcsetattr(self._descriptor, termios.TCSANOW, self._before)
 
     def read(self) -> list[str]:
         """Return the keys pressed since the last call; arrows and the like are left out."""
-        if self._before is None or not select.select([self._descriptor], [], [], 0)[0]:
+        if self._before is None or not self._has_terminal():
+            return []
+        if not select.select([self._descriptor], [], [], 0)[0]:
             return []
         try:
             data = os.read(self._descriptor, 256)
@@ -66,6 +69,14 @@ class TerminalKeys:
             self._before = None
             return []
         return list(_ESCAPES.sub("", data.decode("utf-8", "replace")))
+
+    def _has_terminal(self) -> bool:
+        """Whether its keys are for us; after Ctrl-Z and `bg` reading them would stop us."""
+        was_ours, self._is_ours = self._is_ours, _terminal() >= 0
+        if self._is_ours and not was_ours:
+            with suppress(termios.error):
+                self._set_single_keys()
+        return self._is_ours
 
     def _set_single_keys(self) -> None:
         """Hand over each key at once and unseen; Ctrl-C stays a signal."""
