@@ -58,6 +58,14 @@ def test_a_recording_plays_and_the_json_tells(run_cli: Cli, tmp_path: Path) -> N
     assert leftovers(tmp_path, target.name) == []
 
 
+def test_a_network_that_cannot_be_leaves_no_recording(run_cli: Cli, tmp_path: Path) -> None:
+    done = run_cli("webcam", "--camera", "synthetic", "--size", "192x108", "--model", "nosuch",
+                   "--record", tmp_path / "call.mp4")  # fmt: skip
+    assert done.returncode == 1
+    assert "there is no model 'nosuch'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_as_camera_over_a_picture(run_cli: Cli, tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "c.mp4", 10, (128, 72), rate=30)
     target = tmp_path / "out.mkv"

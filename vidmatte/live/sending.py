@@ -39,6 +39,7 @@ class Sending:
         self._patience = Patience(shared.choice.reconnect_timeout_s)
         self._retry_s = float("-inf")
         self._was_open = False
+        self._has_shown = False  # a picture; the recording begins with the first
         self._shutter = Shutter()
         self._sleep_watch = SleepWatch()
         self.output: VirtualCamera | None = None
@@ -87,8 +88,6 @@ class Sending:
                     raise
                 self._lose(exc)
                 return False
-            if self._patience.is_waiting and self._was_open:
-                shared.say(f"the virtual camera is back: {self.output.device}")
             self._was_open = True
         return self.output is not None
 
@@ -122,6 +121,7 @@ class Sending:
         if verdict == "new":
             assert chosen is not None
             ledger.show(chosen.capture_s, now_s)
+            self._has_shown = True
         elif candidate is not None:
             ledger.drop()
         picture = self._closed_picture() if chosen is None else chosen.picture
@@ -150,7 +150,8 @@ class Sending:
                 return False
             if self._patience.is_waiting:
                 self._patience.succeeded()
-        if self._recorder is not None:
+                self._shared.say(f"the virtual camera is back: {self.output.device}")
+        if self._recorder is not None and self._has_shown:
             self._recorder.offer(picture, self._shared.now())
         return True
 
