@@ -31,6 +31,14 @@ AUDIO_RATE = 48000
 LOSSLESS = EncodingChoice(codec="ffv1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def usual_umask() -> Iterator[None]:
+    """Make what tests make writable for its owner alone: a shared store of weights is refused."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture(autouse=True)
 def no_leaked_threads() -> Iterator[None]:
     """Fail a test that leaves one of our threads running."""

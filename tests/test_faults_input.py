@@ -433,3 +433,25 @@ def test_sound_that_changes_its_codec_and_ends_costs_no_picture(
     done = run_cli("run", source, tmp_path / "o.mp4", "--backend", "null")
     assert done.returncode == 0, done.stderr
     assert len(decode(tmp_path / "o.mp4")) == 60
+
+
+@pytest.mark.parametrize(
+    ("size", "pix_fmt", "said"),
+    [
+        ((128, 96), "yuv420p", "warning: {}: the picture size changes in the middle"),
+        ((64, 48), "yuv422p", "note: the pixel format changes in the middle"),
+    ],
+    ids=["size", "format"],
+)
+def test_pictures_that_change_in_the_middle_leave_as_they_began(
+    size: tuple[int, int], pix_fmt: str, said: str, tmp_path: Path, run_cli: Cli
+) -> None:
+    first = make_clip(tmp_path / "a.ts", 5).read_bytes()
+    source = tmp_path / "x.ts"
+    source.write_bytes(first + make_clip(tmp_path / "b.ts", 5, size, pix_fmt).read_bytes())
+    done = run_cli("run", source, tmp_path / "o.mp4", "--backend", "null")
+    assert done.returncode == 0, done.stderr
+    assert said.format(source) in done.stderr
+    pictures = decode(tmp_path / "o.mp4")
+    assert len(pictures) == 10
+    assert {(p.width, p.height, p.format.name) for p in pictures} == {(64, 48, "yuv420p")}

@@ -15,6 +15,7 @@ import av
 import numpy as np
 import pytest
 from conftest import make_clip, plane_arrays, wait_until
+from traps import Bait, Listener
 
 from vidmatte.backdrop import Backdrop
 from vidmatte.compute.cpu.background import Background
@@ -441,3 +442,23 @@ def test_many_switches_keep_the_descriptors_flat(start: Start, tmp_path: Path) -
     rack.choose("blue")
     wait_until(lambda: shows(rack, "blue"))
     wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
+@pytest.mark.fault
+def test_a_script_in_a_watched_folder_opens_nothing(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "bait.ts", 3)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.mp4").write_text(f"ffconcat version 1.0\nfile {clip}\n")
+    with Listener() as listening:
+        (folder / "b.ts").write_text(
+            f"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:{listening.port}/x.ts\n"
+        )
+        trap = Bait(clip)
+        watched = WatchedFolder(str(folder), "cover")
+        lines = [line for _ in range(6) for line in watched.scan()[0]]
+        assert trap.bites() == 0
+        trap.close()
+        assert listening.seen() == 0
+    assert watched.files == ()
+    assert len(lines) == 2
