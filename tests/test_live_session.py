@@ -89,6 +89,15 @@ def test_after_pass_through_the_room_is_gone_at_once() -> None:
             assert not any(s.shows_room for s in late)
 
 
+def test_none_is_left_at_once_though_frozen() -> None:
+    with Call(backgrounds=("none", BACKGROUND)) as call:
+        call.until(lambda: call.status.state == "none")
+        call.session.show("frozen")
+        call.until(lambda: call.status.state == "frozen")
+        call.rack.next()
+        call.until(lambda: call.status.state == "closed")
+
+
 def test_none_is_shown_as_it_is_and_left_at_once() -> None:
     with Call(backgrounds=("none", BACKGROUND)) as call:
         call.until_sent(lambda sent: sent.shows_room and sent.bare, 3)

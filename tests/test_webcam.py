@@ -18,6 +18,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from cli_here import CliHere
 from conftest import (
     REPOSITORY,
     Cli,
@@ -423,3 +424,13 @@ def test_a_preview_that_cannot_be_is_told(run_cli: Cli, tmp_path: Path) -> None:
     assert alone.returncode == 1
     assert "there is no display" in alone.stderr
     assert "hint: " in alone.stderr
+
+
+def test_a_wrong_model_is_told_before_a_camera_is_waited_for(
+    tmp_path: Path, cli_here: CliHere
+) -> None:
+    target = tmp_path / "x.mp4"
+    done = cli_here("webcam", "--camera", "/dev/video77", "--model", "nope", "--record", target)
+    assert done.code == 1
+    assert "nope" in done.refusal
+    assert leftovers(tmp_path) == []

@@ -57,13 +57,18 @@ class Network(NamedTuple):
     backend: Backend
 
 
+def find_model(choice: MattingChoice) -> Model:
+    """Find the weights of a choice without loading them. Raises ModelError and BackendError."""
+    device = choose_device(choice.device, choice.backend.partition(":")[0])
+    return resolve_model(choice.model, weights=choice.weights, device=device)
+
+
 def open_network(info: VideoInfo, choice: MattingChoice, longer: int = 320) -> Network:
     """Find the model's weights and open a backend for pictures of `info`'s shape.
 
     `longer` is the longer side of the network's picture. Raises ModelError and BackendError.
     """
-    device = choose_device(choice.device, choice.backend.partition(":")[0])
-    model = resolve_model(choice.model, weights=choice.weights, device=device)
+    model = find_model(choice)
     width, height = network_size(*info.upright_size, model.row, longer)
     backend = open_backend(
         model,

@@ -188,12 +188,14 @@ def webcam(
     from vidmatte.cli.status import LiveConsole
     from vidmatte.live.contracts import LiveChoice
     from vidmatte.live.session import LiveSession
-    from vidmatte.matting import MattingChoice
+    from vidmatte.matting import MattingChoice, find_model
     from vidmatte.sources.camera import CameraChoice, open_camera
 
     rack, recording = _checked_files(
         backgrounds or ("green",), fit, record, camera, overwrite=overwrite
     )
+    matting = MattingChoice(model, weights, backend, device, precision)
+    find_model(matting)  # a wrong name is told before a camera is waited for
     wanted = LiveChoice(
         size, fps, mirror, preset,
         reconnect_timeout_s=reconnect_timeout, notice=notice, release_idle=not preview,
@@ -202,7 +204,7 @@ def webcam(
         partial(open_camera, CameraChoice(camera, size, fps, allow_network)),
         None if virtual_cam is None else _opener(virtual_cam or None),
         rack,
-        MattingChoice(model, weights, backend, device, precision),
+        matting,
         wanted,
         recording,
     )

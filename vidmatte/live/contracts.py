@@ -119,6 +119,10 @@ class Rack(Protocol):
     def label(self) -> str:
         """What is shown, in words."""
 
+    @property
+    def shows_room(self) -> bool:
+        """Whether `none` is the newest background. Any thread."""
+
 
 class Mattes(Protocol):
     """Makes the matte of a live frame. Used by the compute thread, but for what it tells."""

@@ -45,6 +45,10 @@ Answer = dict[str, Any]
 log = logging.getLogger(__name__)
 
 
+_RESTART = "end `vidmatte webcam` and start it again"
+_REMOVE = "remove it and start `vidmatte webcam` again"
+
+
 class ControlError(VidmatteError):
     """The control socket cannot be made, or no session answers at it."""
 
@@ -127,7 +131,7 @@ class Commands:
 
     def _mirror(self, value: str | None) -> Answer:
         if value not in ("on", "off"):
-            raise UsageError("mirror is on or off")
+            raise UsageError("mirror is on or off", hint="vidmatte control mirror on")
         self.session.mirror(value == "on")
         return {"text": f"mirror {value}"}
 
@@ -308,7 +312,7 @@ def send_command(path: Path, command: str, value: str | None = None) -> Answer:
             connection.settimeout(PATIENCE_S)
             connection.connect(os.fspath(path))
             if peer_user(connection) not in (None, os.geteuid()):
-                raise ControlError(f"{path}: belongs to another user")
+                raise ControlError(f"{path}: belongs to another user", hint=_REMOVE)
             connection.sendall(request)
             line = _read_line(connection)
     except (FileNotFoundError, ConnectionRefusedError) as exc:
@@ -316,9 +320,10 @@ def send_command(path: Path, command: str, value: str | None = None) -> Answer:
             "no session is running", hint="start one: vidmatte webcam --virtual-cam"
         ) from exc
     except TimeoutError as exc:
-        raise ControlError("the session does not answer") from exc
+        raise ControlError("the session does not answer", hint=_RESTART) from exc
     except OSError as exc:
-        raise ControlError(f"{path}: {(exc.strerror or str(exc)).lower()}") from exc
+        reason = (exc.strerror or str(exc)).lower()
+        raise ControlError(f"{path}: {reason}", hint=_REMOVE) from exc
     return _checked(line)
 
 
@@ -339,7 +344,7 @@ def _checked(line: bytes) -> Answer:
             return dict(answer)
         error, hint = str(answer["error"]), answer.get("hint")
     except (ValueError, TypeError, KeyError, RecursionError) as exc:
-        raise ControlError("the session has hung up") from exc
+        raise ControlError("the session has hung up", hint=_RESTART) from exc
     raise ControlError(error, hint=None if hint is None else str(hint))
 
 

@@ -55,7 +55,8 @@ class WatchedFolder:
         try:
             os.scandir(self.path).close()
         except OSError as exc:
-            raise InputError(f"{path}: {(exc.strerror or str(exc)).lower()}") from exc
+            reason = (exc.strerror or str(exc)).lower()
+            raise InputError(f"{path}: {reason}", hint="check the folder's permissions") from exc
 
     def scan(self, *, first: bool = False) -> tuple[list[str], list[str]]:
         """Look at the folder; return event lines, and the good files that have changed.

@@ -243,4 +243,6 @@ class LiveMatting:
 
 
 def _hanging() -> BackendError:
-    return BackendError(f"the network has not answered for {HANGING_S:.0f} s")
+    return BackendError(
+        f"the network has not answered for {HANGING_S:.0f} s", hint="try --device cpu or --fast"
+    )

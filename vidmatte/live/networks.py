@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HANGING_S = 5.0  # without an answer; a heavy model on a slow CPU takes one
+_OTHER = "try --precision f32, or another --model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +137,13 @@ class Networks:
         backend = self._networks[question.size].backend
         probability = backend.infer(question.image[None])[0]
         if not np.isfinite(probability.sum()):
-            raise BackendError("the network returned NaN")
+            raise BackendError("the network returned NaN", hint=_OTHER)
         return Answer(question, probability.copy(), time.perf_counter() - start)
 
 
 def _as_backend_error(exc: Exception) -> VidmatteError:
     if isinstance(exc, VidmatteError):
         return exc
-    error = BackendError(f"the network failed: {exc or type(exc).__name__}")
+    error = BackendError(f"the network failed: {exc or type(exc).__name__}", hint=_OTHER)
     error.__cause__ = exc
     return error

@@ -111,6 +111,12 @@ class BackgroundRack:
         return newest.alone(notice)
 
     @property
+    def shows_room(self) -> bool:
+        """Whether the newest background is `none`. For any thread."""
+        newest = self._newest
+        return newest is not None and newest.background is None
+
+    @property
     def label(self) -> str:
         """What is shown, in words for a status line."""
         newest = self._newest
@@ -136,11 +142,13 @@ class BackgroundRack:
         """
         if text == NONE:
             if NONE not in self._names:
-                raise UsageError("'none' shows the room: name it as a --background at the start")
+                raise UsageError(
+                    "'none' shows the room", hint="name it as a --background at the start"
+                )
         else:
             backdrop = Backdrop(text, self._fit)
             if backdrop.files and not os.path.isabs(text):
-                raise UsageError(f"{text}: is not a full path")
+                raise UsageError(f"{text}: is not a full path", hint="begin it with /")
             backdrop.check()
         with self._changed:
             self._wish = text

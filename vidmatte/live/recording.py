@@ -125,7 +125,10 @@ class Recording:
             finished = self._changed.wait_for(lambda: self._is_over, FINISH_S)
             error = self._error
         if not finished:
-            error = OutputError(f"{self.name}: cannot be finished: its disk does not answer")
+            error = OutputError(
+                f"{self.name}: cannot be finished: its disk does not answer",
+                hint="record to another disk",
+            )
             error.add_note(f"what was written is in {part_name(Path(self.name))}")
         if error is not None:
             raise error

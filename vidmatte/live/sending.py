@@ -115,7 +115,7 @@ class Sending:
                 candidate,
                 now_s,
                 mode=shared.mode,
-                bare=shared.bare,
+                bare=shared.bare and self._rack.shows_room,
                 period_s=shared.pacer.period_s,
             )
         if verdict == "new":

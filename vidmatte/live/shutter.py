@@ -72,6 +72,8 @@ class Shutter:
         """
         self._switch(mode, now_s, bare=bare)
         if mode == "frozen":
+            if self._held is not None and not self._wants(self._held, bare):
+                self._held = None  # `none` has been left meanwhile
             return self._again(self._held)
         usable = candidate is not None and self._is_usable(candidate, now_s, period_s, bare=bare)
         if self._is_holding(now_s, usable=usable):

@@ -131,7 +131,10 @@ class StreamCamera:
         """Decode picture by picture: threads that work on several at once would hold them back."""
         context: av.VideoCodecContext | None = self._stream.codec_context
         if context is None:
-            raise InputError(f"camera {self._name}: no decoder knows its video format")
+            raise InputError(
+                f"camera {self._name}: no decoder knows its video format",
+                hint="choose another format of the camera, like H.264 or MJPEG",
+            )
         context.options = {"max_pixels": str(_shared.MAX_PIXELS), "flags": "+low_delay"}
         context.thread_type = "SLICE"
         context.thread_count = DECODER_THREADS

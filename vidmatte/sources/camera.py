@@ -157,5 +157,8 @@ def _even(size: tuple[int, int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
     if min(size) < SMALLEST:
-        raise UsageError(f"camera {SYNTHETIC}: pictures of {size[0]}x{size[1]} are too small")
+        raise UsageError(
+            f"camera {SYNTHETIC}: pictures of {size[0]}x{size[1]} are too small",
+            hint=f"use a --size from {SMALLEST}x{SMALLEST}",
+        )
     return size[0] & ~1, size[1] & ~1
