@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vidmatte.cli.options import network_options
 from vidmatte.errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,19 +97,7 @@ class RateType(click.ParamType[Fraction]):
     metavar="FILE",
     help="Also write the foreground, transparent, old background colour removed.",
 )
-@click.option("--model", metavar="NAME", help="Model; see `vidmatte models`. Default: live.")
-@click.option(
-    "--weights", type=click.Path(path_type=Path), metavar="FILE", help="Your own weights file."
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--backend", default="auto", show_default=True, help="auto, openvino, torch, null.")
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "f32", "f16", "bf16", "int8"]),
-    default="auto",
-    show_default=True,
-    help="Arithmetic of the network.",
-)
+@network_options
 @click.option("--codec", metavar="NAME", help="Video codec: h264, hevc, prores, qtrle, ffv1, vp9 …")
 @click.option("--crf", type=click.IntRange(0, 63), help="Quality; lower is better. Default: 18.")
 @click.option("--preset", metavar="NAME", help="Encoder preset. Default: veryfast.")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vidmatte.cli.options import network_options
 from vidmatte.cli.run import RateType
 from vidmatte.errors import OutputError, UsageError
 
@@ -114,19 +115,7 @@ class PictureSizeType(click.ParamType[tuple[int, int]]):
     help="Every picture has a mask of its own. When too slow: the small network, then half the "
     "rate.",
 )
-@click.option("--model", metavar="NAME", help="Model; see `vidmatte models`. Default: live.")
-@click.option(
-    "--weights", type=click.Path(path_type=Path), metavar="FILE", help="Your own weights file."
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--backend", default="auto", show_default=True, help="auto, openvino, torch, null.")
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "f32", "f16", "bf16", "int8"]),
-    default="auto",
-    show_default=True,
-    help="Arithmetic of the network.",
-)
+@network_options
 @click.option("--mirror", is_flag=True, help="Flip the camera, not the background.")
 @click.option("--allow-network", is_flag=True, help="Open a --camera that is a URL.")
 @click.option(
@@ -203,11 +192,8 @@ def webcam(
     session = LiveSession(
         partial(open_camera, CameraChoice(camera, size, fps, allow_network)),
         None if virtual_cam is None else _opener(virtual_cam or None),
-        rack,
-        matting,
-        wanted,
-        recording,
-    )
+        rack, matting, wanted, recording,
+    )  # fmt: skip
     console = LiveConsole(quiet=quiet or as_json, as_json=as_json)
     job = WebcamJob(session, rack, recording, console, seconds)
     return job.run(preview=preview, is_seen=is_seen, name=None if no_control else name or "")
