@@ -147,8 +147,12 @@ def why_no_corpus() -> str | None:
     return f"{' and '.join(missing)} not installed" if missing else None
 
 
-def report(corpus: Section | None, faults: Section, tally: Tally, seconds: float) -> bool:
-    """Print the table and the one line that sums it up; return whether everything held."""
+def report(corpus: Section | None, faults: Section, tally: Tally, seconds: float | None) -> bool:
+    """Print the table and the one line that sums it up; return whether everything held.
+
+    `seconds` is what the runs took, None where they were made before.
+    """
+    took = "" if seconds is None else f", {seconds:.0f} s"
     for section in (corpus, faults):
         if section is not None:
             section.show()
@@ -159,7 +163,7 @@ def report(corpus: Section | None, faults: Section, tally: Tally, seconds: float
     print(
         f"corpus {ran}, faults {faults.ratio}, {tally.fuzz_cases} fuzz cases, "
         f"{len(tally.hangs)} hangs, {len(tally.tracebacks)} tracebacks "
-        f"in {tally.commands} commands, {seconds:.0f} s"
+        f"in {tally.commands} commands{took}"
     )
     broken = faults.total("failed") + (0 if corpus is None else corpus.total("failed"))
     complete = corpus is None or corpus.total() == CORPUS_ENTRIES
@@ -186,7 +190,8 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             print(f"corpus: not run, {reason}")
         facts = _read(options.tests) if options.tests else run_tests(Path(scratch))
-    held = report(corpus, read_tests(facts, tally), tally, time.monotonic() - began)
+    took_s = None if options.tests else time.monotonic() - began
+    held = report(corpus, read_tests(facts, tally), tally, took_s)
     could_run = corpus is not None or reason is None or "make_corpus" in reason
     return 0 if held and could_run else 1
 
