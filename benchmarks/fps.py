@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,11 +27,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import machine_card
 
 from vidmatte.backdrop import Backdrop
 from vidmatte.backends import usable_cores
@@ -142,34 +141,13 @@ def measure(setting: Setting, folder: Path) -> dict[str, Any]:
 def make_card(setting: Setting) -> dict[str, Any]:
     with FileSource(setting.clip) as source:
         info = source.info
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     return {
-        "cpu": cpu_name(),
-        "cores": usable_cores(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("vidmatte", "av", "openvino", "numpy")},
-        "commit": commit or "unknown",
+        **machine_card("numpy"),
         "clip": f"{info.width}x{info.height} {info.codec} {info.pix_fmt}",
         "model": setting.model,
         "backend": setting.backend,
         "precision": setting.precision,
-        "load_average": round(os.getloadavg()[0], 2),
     }
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 class Timer:

@@ -16,25 +16,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import av
 import numpy as np
+from machine import machine_card
 
-from vidmatte.backends import usable_cores
 from vidmatte.frames import Frame, Matte, VideoInfo, plane_views
 from vidmatte.live import networks, rendering
 from vidmatte.live.contracts import Counts, LiveChoice
@@ -208,34 +204,13 @@ def parse_options() -> argparse.Namespace:
 
 
 def make_card(options: argparse.Namespace) -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     return {
-        "cpu": cpu_name(),
-        "cores": usable_cores(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("vidmatte", "av", "openvino", "numpy")},
-        "commit": commit or "unknown",
+        **machine_card("numpy"),
         "model": options.model,
         "preset": options.preset,
         "background": options.background,
         "seconds": options.seconds,
-        "load_average": round(os.getloadavg()[0], 2),
     }
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 @contextmanager

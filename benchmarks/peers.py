@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import signal
 import statistics
@@ -28,16 +27,15 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import av
 import numpy as np
+from machine import machine_card
 from peer_weights import write_onnx, write_pth
 
-from vidmatte.backends import usable_cores
 from vidmatte.models.registry import from_file
 
 Output = Literal["mp4", "mov"]
@@ -437,30 +435,11 @@ def ratios_of(documents: list[dict[str, Any]], of: str) -> dict[str, dict[str, f
 
 def make_card(job: Job, versions: dict[str, str]) -> dict[str, Any]:
     return {
-        "cpu": cpu_name(),
-        "cores": usable_cores(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("vidmatte", "av", "openvino")},
+        **machine_card(),
         **versions,
-        "commit": commit(),
         "clip": f"{job.size[0]}x{job.size[1]}, {job.frames} frames at {job.rate}",
         "backend": job.backend,
-        "load_average": round(os.getloadavg()[0], 2),
     }
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    here = Path(__file__).parent
-    said = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout
-    return said.strip() or "unknown"
 
 
 def show_card(card: dict[str, Any]) -> None:
