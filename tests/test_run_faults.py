@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import av
 import numpy as np
 import pytest
 from conftest import Cli, decode, leftovers, make_clip, packets_of, run_file, times_of, wait_until
+from faulty import killed_at_exit
 
 from vidmatte.backends import null
 from vidmatte.errors import BackendError, InputError, VidmatteError
@@ -163,16 +163,6 @@ def slow_run(
         "run", source, output, "--backend", "null:disc", "--background", "green",
         "--preset", "veryslow", *more, **streams,
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def killed_at_exit(process: Any) -> Iterator[Any]:
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 @pytest.mark.parametrize(

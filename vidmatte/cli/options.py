@@ -8,6 +8,13 @@ from pathlib import Path
 
 import click
 
+fit_option = click.option(
+    "--fit",
+    type=click.Choice(["cover", "contain", "stretch"]),
+    default="cover",
+    show_default=True,
+    help="How a background picture or video fills the frame.",
+)
 _NETWORK = (
     click.option("--model", metavar="NAME", help="Model; see `vidmatte models`. Default: live."),
     click.option(

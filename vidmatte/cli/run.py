@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vidmatte.cli.options import network_options
+from vidmatte.cli.options import fit_option, network_options
 from vidmatte.errors import UsageError
 
 if TYPE_CHECKING:
@@ -83,13 +83,7 @@ class RateType(click.ParamType[Fraction]):
     help="Colour, picture, video, blur[:STRENGTH], or transparent. "
     "Default: green; transparent where the output's kind is made for it.",
 )
-@click.option(
-    "--fit",
-    type=click.Choice(["cover", "contain", "stretch"]),
-    default="cover",
-    show_default=True,
-    help="How a background picture or video fills the frame.",
-)
+@fit_option
 @click.option("--alpha", "alpha_file", metavar="FILE", help="Also write the matte, losslessly.")
 @click.option(
     "--foreground",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vidmatte.cli.options import network_options
+from vidmatte.cli.options import fit_option, network_options
 from vidmatte.cli.run import RateType
 from vidmatte.errors import OutputError, UsageError
 
@@ -87,13 +87,7 @@ class PictureSizeType(click.ParamType[tuple[int, int]]):
     help="Colour, picture, video, blur[:STRENGTH], none, or a folder of them; again for more. "
     "The first is shown, key b goes on. Default: green.",
 )
-@click.option(
-    "--fit",
-    type=click.Choice(["cover", "contain", "stretch"]),
-    default="cover",
-    show_default=True,
-    help="How a background picture or video fills the frame.",
-)
+@fit_option
 @click.option(
     "--fast",
     "preset",
