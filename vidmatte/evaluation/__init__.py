@@ -1,0 +1,1 @@
+"""Compare mattes with the truth: still pictures of salient objects, and videos."""
