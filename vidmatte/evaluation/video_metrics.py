@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from vidmatte.compute.cpu._shared import load_cv2
 
 if TYPE_CHECKING:
     from vidmatte.frames import Samples
@@ -127,6 +128,7 @@ def _detached(alpha: Map, connected: Map) -> Map:
 
 def _largest_region(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the largest 4-connected region of `mask`; nothing of an empty one."""
+    cv2 = load_cv2()
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=4)
     if len(stats) == 1:
         return mask
@@ -145,6 +147,7 @@ def _levels(alpha: Samples) -> NDArray[np.uint16]:
 
 def _gradient(alpha: Map) -> Map:
     """Return the gradient's magnitude by first-order Gaussian derivatives."""
+    cv2 = load_cv2()
     radius = int(np.ceil(3 * _GRAD_SIGMA))
     x = np.arange(-radius, radius + 1, dtype=np.float32)
     smooth = np.exp(-np.square(x) / (2 * _GRAD_SIGMA**2))
