@@ -1,0 +1,194 @@
+"""A training run in a folder: pack the pictures, train, keep checkpoints, go on later."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from vidmatte.errors import BackendError, ModelError, OutputError, UsageError
+from vidmatte.models.registry import Model
+from vidmatte.models.weights import parse_tensors, read_bytes
+from vidmatte.training.augment import Pictures
+from vidmatte.training.curves import load_pyplot, save_curves
+from vidmatte.training.pack import gather, make_pack
+from vidmatte.training.trainer import FORMAT, Place, Precision, Trainer
+
+if TYPE_CHECKING:
+    from vidmatte.models.table import ModelRow
+    from vidmatte.training.pack import Told
+    from vidmatte.training.recipe import Recipe
+
+T = TypeVar("T")
+
+CHECKPOINT = "checkpoint.pt"
+SAVE_EVERY_S = 120.0
+_ANOTHER_FOLDER = "name another folder with --output, or the options of that run"
+
+
+class Progress(NamedTuple):
+    """How far a run is; `pictures_per_s` since it was started, `mae` None before it is known."""
+
+    step: int
+    steps: int
+    pictures_per_s: float
+    loss: float
+    mae: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to train, on what, where. `folders` are pairs of (pictures, masks)."""
+
+    output: Path
+    row: ModelRow
+    recipe: Recipe
+    folders: Sequence[tuple[Path, Path]]
+    start: Path | None = None
+    teacher: Model | None = None
+    pack_side: int = 320
+    held_out: int = 300
+    validate_every: int = 500
+    device: str = "cpu"
+    precision: Precision = "bf16"
+
+
+class Session:
+    """One process of a training run.
+
+    Making it packs the pictures (`told` is called as in `make_pack`) and goes on from the
+    folder's checkpoint, if there is one. Raises VidmatteError subclasses.
+    """
+
+    def __init__(self, job: Job, told: Told) -> None:
+        load_pyplot()
+        self.job = job
+        self.place = join(job.device, job.precision)
+        pairs, self.alone = gather(job.folders)
+        pack = in_turn(
+            self.place,
+            lambda: make_pack(
+                job.output / "pack", pairs, side=job.pack_side, teacher=job.teacher, told=told
+            ),
+        )
+        self.unreadable: list[str] = pack.facts["unreadable"]
+        self._pictures = Pictures.load(pack, self.place.device)
+        trained, self._held = split(len(pack), min(job.held_out, len(pack) // 10))
+        self.count = len(trained)
+        self.trainer = Trainer(job.row, job.recipe, self._pictures, trained, self.place)
+        self._identity = f"{pack.facts['identity']} {job.recipe!r} {job.row.name}"
+        self._begin()
+        if self.place.world > 1:
+            self.trainer.spread()
+
+    def _begin(self) -> None:
+        path = self.job.output / CHECKPOINT
+        if path.exists():
+            state = load_checkpoint(path)
+            if state["identity"] != self._identity:
+                raise UsageError(
+                    f"{path}: is of a run with other pictures or options", hint=_ANOTHER_FOLDER
+                )
+            self.trainer.resume(state)
+        elif self.job.start is not None:
+            tensors = parse_tensors(read_bytes(self.job.start), self.job.start)
+            self.trainer.start_from(tensors, self.job.start)
+
+    def run(self, shown: Callable[[Progress], None], stop: Callable[[], bool]) -> bool:
+        """Train to the last step; return whether it was reached before `stop()` was true.
+
+        Saved every two minutes and at the end, whichever it is.
+        """
+        trainer, recipe = self.trainer, self.job.recipe
+        began, first, saved = time.monotonic(), trainer.step, time.monotonic()
+        while trainer.step < recipe.steps and not stop():
+            loss = trainer.train_step()
+            if trainer.step % self.job.validate_every == 0 or trainer.step == recipe.steps:
+                self._validate()
+            done = (trainer.step - first) * recipe.batch * self.place.world
+            speed = done / (time.monotonic() - began)
+            mae = trainer.history.mae[-1] if trainer.history.mae else None
+            shown(Progress(trainer.step, recipe.steps, speed, loss, mae))
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+        return trainer.step == recipe.steps
+
+    def _validate(self) -> None:
+        if self.place.rank == 0 and len(self._held):
+            size = self.job.recipe.sizes[-1][0]
+            self.trainer.validate(self._pictures, self._held, size)
+
+    def save(self) -> None:
+        """Write checkpoint and curves, each whole or not at all. Raises OutputError."""
+        if self.place.rank != 0:
+            return
+        state = self.trainer.state() | {"identity": self._identity}
+        path = self.job.output / CHECKPOINT
+        part = path.with_name(f"{path.name}.part")
+        try:
+            torch.save(state, part)
+            os.replace(part, path)
+            title = f"{self.job.row.name}: {self.trainer.step} of {self.job.recipe.steps} steps"
+            save_curves(self.trainer.history, self.job.output, title)
+        except (OSError, RuntimeError) as exc:  # torch's writer raises RuntimeError
+            part.unlink(missing_ok=True)
+            reason = exc.strerror if isinstance(exc, OSError) else str(exc).splitlines()[0]
+            raise OutputError(
+                f"{path}: cannot be written: {reason}", hint="free some space"
+            ) from exc
+
+
+def split(count: int, held_out: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the indices to train on and those held out, spread evenly over `count`."""
+    held = np.unique(np.linspace(0, count - 1, held_out).round().astype(np.intp))
+    return np.setdiff1d(np.arange(count), held), held
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; only tensors and plain values are accepted. Raises ModelError."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["format"] != FORMAT:
+            raise ValueError(f"format {state['format']}")
+    except (OSError, RuntimeError, ValueError, LookupError, EOFError, TypeError,
+            pickle.UnpicklingError) as exc:  # fmt: skip
+        raise ModelError(
+            f"{path}: cannot be read as a checkpoint", hint="remove it to train from the start"
+        ) from exc
+    return dict(state)
+
+
+def join(device: str, precision: Precision) -> Place:
+    """Return this process's place, among the others if it was started by torchrun."""
+    rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise BackendError("cuda is not usable: torch sees no NVIDIA GPU", hint="--device cpu")
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
+        torch.cuda.set_device(device)
+    if precision == "f16" and not device.startswith("cuda"):
+        raise UsageError("f16 trains on cuda alone", hint="--precision bf16 or f32")
+    if world > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return Place(torch.device(device), precision, rank, world)
+
+
+def in_turn(place: Place, work: Callable[[], T]) -> T:
+    """Let the first process do what all need, then the others find it done."""
+    if place.world == 1:
+        return work()
+    if place.rank != 0:
+        torch.distributed.barrier()
+        return work()
+    result = work()
+    torch.distributed.barrier()
+    return result
