@@ -17,7 +17,9 @@ COMMANDS = {
     "cameras": "vidmatte.cli.cameras:cameras",
     "control": "vidmatte.cli.control:control",
     "demo": "vidmatte.cli.demo:demo",
+    "evaluate": "vidmatte.cli.evaluate:evaluate",
     "models": "vidmatte.cli.models:models",
+    "report": "vidmatte.cli.report:report",
     "run": "vidmatte.cli.run:run",
     "webcam": "vidmatte.cli.webcam:webcam",
 }

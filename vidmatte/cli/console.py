@@ -47,7 +47,7 @@ class Console:
         self._terminal = sys.stderr.isatty()
         self._shown_at = time.monotonic()
         self._wrote_progress = False
-        self.label = ""
+        self.label, self.noun = "", "frame"
 
     def progress(self, progress: Progress) -> None:
         """Show how far the run is: in place on a terminal, else as a line now and then."""
@@ -57,7 +57,7 @@ class Console:
             if time.monotonic() - self._shown_at < PLAIN_INTERVAL_S:
                 return
             self._shown_at = time.monotonic()
-        self.overwrite(f"{self.label}{_progress_line(progress)}")
+        self.overwrite(f"{self.label}{_progress_line(progress, self.noun)}")
 
     def overwrite(self, line: str) -> None:
         """Print a line over the last such line on a terminal, elsewhere below it."""
@@ -70,7 +70,7 @@ class Console:
 
     def show(self, result: RunResult, source: str) -> int:
         """Print warnings, notes and the last line; return the exit code."""
-        self._clear_progress()
+        self.clear()
         for warning in result.warnings:
             self._write(f"warning: {printable(f'{source}: {warning}')}\n")
         if not self._quiet:
@@ -86,7 +86,7 @@ class Console:
 
     def show_error(self, error: VidmatteError, source: str) -> None:
         """Print at once how one of several inputs failed."""
-        self._clear_progress()
+        self.clear()
         hint = hint_of(error)
         tell(str(error), hint, notes_of(error))
         if self._as_json:
@@ -98,7 +98,13 @@ class Console:
         if not self._quiet:
             self._write(f"{printable(line)}\n")
 
-    def _clear_progress(self) -> None:
+    def warn(self, line: str) -> None:
+        """Print a warning."""
+        self.clear()
+        self._write(f"warning: {printable(line)}\n")
+
+    def clear(self) -> None:
+        """Remove the progress line, so that others may print."""
         if self._wrote_progress:
             self._write("\r\x1b[K")
             self._wrote_progress = False
@@ -110,9 +116,10 @@ class Console:
             sys.stderr.flush()
 
 
-def _progress_line(progress: Progress) -> str:
+def _progress_line(progress: Progress, noun: str) -> str:
     fps = progress.frames / progress.elapsed_s if progress.elapsed_s else 0.0
-    parts = [f"{progress.frames}{_of(progress)} frames", f"{fps:.1f} fps"]
+    unit = "fps" if noun == "frame" else f"{noun}s/s"
+    parts = [f"{progress.frames}{_of(progress)} {noun}s", f"{fps:.1f} {unit}"]
     if progress.frame_rate:
         parts.append(f"{fps / float(progress.frame_rate):.2f}x real time")
     left = _time_left_s(progress, fps)
