@@ -9,34 +9,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vidmatte.errors import VidmatteError
+from vidmatte.results import load_figure, picture_of, write_result
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from vidmatte.training.trainer import History
 
 _SMOOTH = 50  # steps over which the thick line averages
 
 
-def load_pyplot() -> ModuleType:
-    """Import matplotlib for drawing into files. Raises VidmatteError if it is not installed."""
-    try:
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as exc:
-        raise VidmatteError(
-            f"curves cannot be drawn: {exc}", hint='pip install "vidmatte[train]"'
-        ) from exc
-    return pyplot
-
-
 def draw_curves(history: History, title: str) -> bytes:
     """Return a PNG: the loss and d0's cross entropy of every step, the MAE where it was taken."""
-    pyplot = load_pyplot()
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = load_figure()(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for name, values, colour in (
         ("loss of all outputs", history.loss, "tab:blue"),
         ("cross entropy of d0", history.entropy, "tab:orange"),
@@ -50,10 +34,7 @@ def draw_curves(history: History, title: str) -> bytes:
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(title)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    pyplot.close(figure)
-    return data.getvalue()
+    return picture_of(figure, "png", dpi=110)
 
 
 def _smooth(steps: list[int], values: list[float]) -> tuple[list[int], list[float]]:
@@ -76,6 +57,6 @@ def table(history: History) -> str:
 
 
 def save_curves(history: History, folder: Path, title: str) -> None:
-    """Write `curves.png` and `curves.csv` into `folder`. Raises OSError."""
-    (folder / "curves.csv").write_text(table(history), "utf-8")
-    (folder / "curves.png").write_bytes(draw_curves(history, title))
+    """Write `curves.png` and `curves.csv` into `folder`. Raises OutputError."""
+    write_result(folder / "curves.csv", table(history).encode(), overwrite=True)
+    write_result(folder / "curves.png", draw_curves(history, title), overwrite=True)

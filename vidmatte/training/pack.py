@@ -21,7 +21,7 @@ import numpy as np
 
 from vidmatte.backends import open_backend, usable_cores
 from vidmatte.errors import InputError, OutputError
-from vidmatte.pairs import find_pairs, read_grey, read_rgb
+from vidmatte.pairs import read_grey, read_rgb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,14 +89,6 @@ def open_pack(folder: Path) -> Pack:
 
     teacher = mapped("teacher") if facts["teacher"] else None
     return Pack(mapped("images"), mapped("masks"), teacher, np.load(folder / "empty.npy"), facts)
-
-
-def gather(folders: Sequence[tuple[Path, Path]]) -> tuple[list[Pair], list[Path]]:
-    """Return the pairs of several folders of (pictures, masks) and what is without a partner."""
-    found = [find_pairs(images, masks) for images, masks in folders]
-    return [pair for some in found for pair in some.found], [
-        p for some in found for p in some.alone
-    ]
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -172,7 +164,7 @@ def _read(pairs: Sequence[Pair], side: int) -> Iterator[tuple[Array, Array] | In
 
     def one(pair: Pair) -> tuple[Array, Array] | InputError:
         try:
-            return _stretched(read_rgb(pair[0]), side), _stretched(read_grey(pair[1]), side)
+            return stretched(read_rgb(pair[0]), side), stretched(read_grey(pair[1]), side)
         except InputError as exc:
             return exc
 
@@ -181,7 +173,8 @@ def _read(pairs: Sequence[Pair], side: int) -> Iterator[tuple[Array, Array] | In
             yield from pool.map(one, pairs[start : start + _AHEAD])
 
 
-def _stretched(picture: Array, side: int) -> Array:
+def stretched(picture: Array, side: int) -> Array:
+    """Return a picture of `side` × `side` pixels; averages where it shrinks."""
     import cv2
 
     return np.asarray(cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA), np.uint8)

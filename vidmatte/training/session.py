@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import time
@@ -13,12 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from vidmatte.errors import BackendError, ModelError, OutputError, UsageError
-from vidmatte.models.registry import Model
-from vidmatte.models.weights import parse_tensors, read_bytes
+from vidmatte.errors import BackendError, ModelError, UsageError, printable
+from vidmatte.models.network import U2Net
+from vidmatte.models.registry import Model, row_named
+from vidmatte.models.weights import parse_tensors, read_bytes, sha256_of
+from vidmatte.pairs import find_pairs
+from vidmatte.results import load_figure, write_result
 from vidmatte.training.augment import Pictures
-from vidmatte.training.curves import load_pyplot, save_curves
-from vidmatte.training.pack import gather, make_pack
+from vidmatte.training.curves import save_curves
+from vidmatte.training.export import Exported, export
+from vidmatte.training.pack import make_pack, open_pack, stretched
 from vidmatte.training.trainer import FORMAT, Place, Precision, Trainer
 
 if TYPE_CHECKING:
@@ -29,7 +34,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CHECKPOINT = "checkpoint.pt"
+EXPORT = "export"
 SAVE_EVERY_S = 120.0
+_CALIBRATED_ON = 12  # pictures
 _ANOTHER_FOLDER = "name another folder with --output, or the options of that run"
 
 
@@ -68,10 +75,13 @@ class Session:
     """
 
     def __init__(self, job: Job, told: Told) -> None:
-        load_pyplot()
+        load_figure()
         self.job = job
         self.place = join(job.device, job.precision)
-        pairs, self.alone = gather(job.folders)
+        found = [find_pairs(images, masks) for images, masks in job.folders]
+        pairs = [pair for part in found for pair in part.found]
+        self.alone = [path for part in found for path in part.alone]
+        self._counts = [len(part.found) for part in found]
         pack = in_turn(
             self.place,
             lambda: make_pack(
@@ -127,24 +137,61 @@ class Session:
             size = self.job.recipe.sizes[-1][0]
             self.trainer.validate(self._pictures, self._held, size)
 
+    def _facts(self) -> dict[str, Any]:
+        """What the card of the weights tells."""
+        job, trainer = self.job, self.trainer
+        mae = trainer.history.mae[-1] if trainer.history.mae else None
+        start = None if job.start is None else sha256_of(read_bytes(job.start))
+        return {
+            "steps": trainer.step,
+            "pictures_seen": trainer.step * job.recipe.batch * self.place.world,
+            "pictures": [
+                {"images": printable(images.name), "pairs": count}
+                for (images, _), count in zip(job.folders, self._counts, strict=True)
+            ],
+            "held_out": len(self._held),
+            "mae": None if mae is None else round(mae, 4),
+            "start": "nothing" if start is None else f"weights {start}",
+            "teacher": "none"
+            if job.teacher is None
+            else f"{job.teacher.name} {job.teacher.sha256}",
+            "device": self.place.device.type,
+            "precision": self.place.precision,
+            "recipe": job.recipe.document(),
+        }
+
     def save(self) -> None:
         """Write checkpoint and curves, each whole or not at all. Raises OutputError."""
         if self.place.rank != 0:
             return
-        state = self.trainer.state() | {"identity": self._identity}
-        path = self.job.output / CHECKPOINT
-        part = path.with_name(f"{path.name}.part")
-        try:
-            torch.save(state, part)
-            os.replace(part, path)
-            title = f"{self.job.row.name}: {self.trainer.step} of {self.job.recipe.steps} steps"
-            save_curves(self.trainer.history, self.job.output, title)
-        except (OSError, RuntimeError) as exc:  # torch's writer raises RuntimeError
-            part.unlink(missing_ok=True)
-            reason = exc.strerror if isinstance(exc, OSError) else str(exc).splitlines()[0]
-            raise OutputError(
-                f"{path}: cannot be written: {reason}", hint="free some space"
-            ) from exc
+        state = self.trainer.state() | {"identity": self._identity, "training": self._facts()}
+        data = io.BytesIO()
+        torch.save(state, data)
+        write_result(self.job.output / CHECKPOINT, data.getvalue(), overwrite=True)
+        title = f"{self.job.row.name}: {self.trainer.step} of {self.job.recipe.steps} steps"
+        save_curves(self.trainer.history, self.job.output, title)
+
+
+def export_run(output: Path) -> Exported:
+    """Export what the checkpoint in `output` holds into its folder `export`.
+
+    Raises ModelError if there is none.
+    """
+    state = load_checkpoint(output / CHECKPOINT)
+    row = row_named(state["model"])
+    network = U2Net(row.network)
+    network.load_state_dict(state["weights"])
+    try:
+        pack = open_pack(output / "pack")
+    except (OSError, ValueError, LookupError) as exc:
+        raise ModelError(
+            f"{output}: the packed pictures are gone, which 8 bits are measured on",
+            hint="run the training command again, it packs them",
+        ) from exc
+    chosen = np.linspace(0, len(pack) - 1, min(_CALIBRATED_ON, len(pack))).astype(np.intp)
+    side = max(row.multiple_of, pack.images.shape[1] // row.multiple_of * row.multiple_of)
+    images = [stretched(pack.images[index], side) for index in chosen]
+    return export(network, row, output / EXPORT, images, state["training"])
 
 
 def split(count: int, held_out: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

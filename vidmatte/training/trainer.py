@@ -144,17 +144,19 @@ class Trainer:
         self.history.mae.append(mae)
         return mae
 
-    def weights(self) -> nn.Module:
+    def weights(self) -> U2Net:
         """Return the network to keep: the average where there is one."""
-        return self.average.module if self.recipe.ema else self.network
+        network = self.average.module if self.recipe.ema else self.network
+        assert isinstance(network, U2Net)
+        return network
 
     def state(self) -> dict[str, Any]:
         """Return all that the next step depends on."""
         return {
             "format": FORMAT,
             "model": self.row.name,
-            "recipe": repr(self.recipe),
             "step": self.step,
+            "weights": self.weights().state_dict(),
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -1,0 +1,55 @@
+"""Results that are written whole or not at all, and pictures drawn by matplotlib."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from vidmatte.errors import VidmatteError
+from vidmatte.sinks._shared import refused
+from vidmatte.sinks.part import PartFile
+
+
+def write_result(path: Path, data: bytes, *, overwrite: bool) -> None:
+    """Write a file that appears under its name only when it is whole. Raises OutputError."""
+    part = PartFile(path, replace=overwrite)
+    try:
+        with memoryview(data) as left:
+            written = 0
+            while written < len(data):
+                written += os.write(part.descriptor, left[written:])
+        part.flush()
+        part.commit()
+    except OSError as exc:
+        raise refused(path, exc) from exc
+    finally:
+        part.discard()
+
+
+def load_figure() -> Any:
+    """Import matplotlib's Figure class, or raise VidmatteError with the line that installs it."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as exc:
+        raise VidmatteError(
+            f"matplotlib cannot be loaded: {exc}", hint='pip install "vidmatte[evaluate]"'
+        ) from exc
+    return Figure
+
+
+def plain(text: str) -> str:
+    """Return a name as matplotlib is to show it: no mathematics, no hidden legend entry."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def picture_of(figure: Any, kind: str, dpi: int = 150) -> bytes:
+    """Return a matplotlib Figure as "png" or "svg"; letters no font has are shown as boxes."""
+    import warnings
+
+    data = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(data, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else {})
+    return data.getvalue()
