@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 from conftest import make_clip
+from message_evaluate import EVALUATE
 from message_live import LIVE
 from message_models import MODELS
 from message_tools import Patch, Prepare, Scenario, failing, without, write
@@ -319,4 +320,4 @@ OPTIONS = {
                                                    KeyError("oops"))),
 }  # fmt: skip
 
-SCENARIOS = INPUTS | OUTPUTS | OPTIONS | MODELS | LIVE
+SCENARIOS = INPUTS | OUTPUTS | OPTIONS | MODELS | LIVE | EVALUATE

@@ -111,7 +111,8 @@ def saliency(
     choice = MattingChoice(None, None, backend, device, precision)
     predictors = predictors_for(models, weights, folders, pairs, mode, choice, size or 320)
     scores = _scored(predictors, pairs, console, stop)
-    title = f"{printable(images)}: {len(pairs)} pictures, {mode}"
+    plural = "s" * (len(pairs) != 1)
+    title = f"{printable(images)}: {len(pairs)} picture{plural}, {mode}"
     _write_saliency(scores, title, mode, json, csv, plot, overwrite=overwrite)
     return 0
 
@@ -149,7 +150,7 @@ def _found_pairs(images: Path, masks: Path, console: Console) -> list[tuple[Path
     pairs = find_pairs(images, masks)
     if pairs.alone:
         names = some([path.name for path in pairs.alone])
-        console.warn(f"{len(pairs.alone)} of the files have no partner and are left out: {names}")
+        console.warn(f"{len(pairs.alone)} without a partner left out: {names}")
     return pairs.found
 
 

@@ -56,11 +56,11 @@ class VideoErrors:
 
     def worst(self, by: Metric, count: int) -> list[int]:
         """Return up to `count` frames of the largest errors, worst first, apart in time."""
-        errors, times_s = np.nan_to_num(np.array(self.columns[by])), np.array(self.times_s)
+        errors, times_s = np.array(self.columns[by]), np.array(self.times_s)
         distance_s = min(DISTANCE_S, float(np.ptp(times_s)) / (2 * count))
         chosen: list[int] = []
-        for index in np.argsort(-errors, kind="stable"):
-            if len(chosen) == count:
+        for index in np.argsort(-errors, kind="stable"):  # NaN comes last
+            if len(chosen) == count or np.isnan(errors[index]):
                 break
             if all(abs(times_s[index] - times_s[other]) >= distance_s for other in chosen):
                 chosen.append(int(index))
@@ -181,8 +181,12 @@ def compare(
 def moments(
     prediction: str, truth: str, found: VideoErrors, by: Metric, count: int
 ) -> list[Moment]:
-    """Read the worst frames of a comparison once more, worst first."""
+    """Read the worst frames of a comparison once more, worst first. Raises InputError for none."""
     wanted = found.worst(by, count)
+    if not wanted:
+        raise InputError(
+            f"{prediction}: no frame has {by}, which needs two", hint="choose another with --by"
+        )
     read: dict[int, Compared] = {}
     with MattePair(prediction, truth) as pair:
         for index, compared in enumerate(pair):
