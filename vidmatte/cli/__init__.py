@@ -21,6 +21,7 @@ COMMANDS = {
     "models": "vidmatte.cli.models:models",
     "report": "vidmatte.cli.report:report",
     "run": "vidmatte.cli.run:run",
+    "train": "vidmatte.cli.train:train",
     "webcam": "vidmatte.cli.webcam:webcam",
 }
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,16 +38,6 @@ EXPORT = "export"
 SAVE_EVERY_S = 120.0
 _CALIBRATED_ON = 12  # pictures
 _ANOTHER_FOLDER = "name another folder with --output, or the options of that run"
-
-
-class Progress(NamedTuple):
-    """How far a run is; `pictures_per_s` since it was started, `mae` None before it is known."""
-
-    step: int
-    steps: int
-    pictures_per_s: float
-    loss: float
-    mae: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,26 +101,34 @@ class Session:
             tensors = parse_tensors(read_bytes(self.job.start), self.job.start)
             self.trainer.start_from(tensors, self.job.start)
 
-    def run(self, shown: Callable[[Progress], None], stop: Callable[[], bool]) -> bool:
+    def run(self, shown: Callable[[float, float | None], None], stop: Callable[[], bool]) -> bool:
         """Train to the last step; return whether it was reached before `stop()` was true.
 
-        Saved every two minutes and at the end, whichever it is.
+        `shown` gets the step's loss and the last MAE, None before it is known. Saved every two
+        minutes and at the end, whichever it is.
         """
-        trainer, recipe = self.trainer, self.job.recipe
-        began, first, saved = time.monotonic(), trainer.step, time.monotonic()
-        while trainer.step < recipe.steps and not stop():
+        trainer, steps = self.trainer, self.job.recipe.steps
+        saved = time.monotonic()
+        while trainer.step < steps and not self._agreed(stop()):
             loss = trainer.train_step()
-            if trainer.step % self.job.validate_every == 0 or trainer.step == recipe.steps:
+            if trainer.step % self.job.validate_every == 0 or trainer.step == steps:
                 self._validate()
-            done = (trainer.step - first) * recipe.batch * self.place.world
-            speed = done / (time.monotonic() - began)
-            mae = trainer.history.mae[-1] if trainer.history.mae else None
-            shown(Progress(trainer.step, recipe.steps, speed, loss, mae))
+            shown(loss, trainer.history.mae[-1] if trainer.history.mae else None)
             if time.monotonic() - saved > SAVE_EVERY_S:
                 self.save()
                 saved = time.monotonic()
         self.save()
-        return trainer.step == recipe.steps
+        if self.place.world > 1:
+            torch.distributed.destroy_process_group()
+        return trainer.step == steps
+
+    def _agreed(self, stop: bool) -> bool:
+        """Whether any process wants to stop: one that went on would wait for the others."""
+        if self.place.world == 1:
+            return stop
+        wish = torch.tensor(float(stop), device=self.place.device)
+        torch.distributed.all_reduce(wish)
+        return bool(wish.item())
 
     def _validate(self) -> None:
         if self.place.rank == 0 and len(self._held):
