@@ -114,7 +114,8 @@ class MattePair:
     @property
     def expected_frames(self) -> int | None:
         """A guess of the length, by the headers."""
-        counts = [source.info.frame_count for source in self._sources]
+        infos = [source.info for source in self._sources]
+        counts = [i.frame_count or round((i.duration_s or 0) * i.frame_rate) for i in infos]
         return min((count for count in counts if count), default=None)
 
     @property

@@ -1,8 +1,9 @@
 """Errors of a video's mattes against the truth: MAD, MSE, Grad, Conn and dtSSD.
 
 Alpha counts as 0..1; the scales are those of Robust Video Matting (Lin et al. 2021, section 4.1):
-MAD and MSE times 1e3, Grad and Conn divided by 1e3, dtSSD times 1e2. Unlike its script no matte is
-stretched to its own minimum and maximum before Grad: a matte that is too faint has an error.
+MAD and MSE times 1e3, Grad and Conn divided by 1e3, dtSSD times 1e2. Unlike its script, no matte is
+stretched to its own minimum and maximum before Grad, or a faint one would have no error, and the
+first frame, which has no dtSSD, does not count as 0 in its mean.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class FrameErrors:
 class Comparison:
     """Compares mattes with truths frame by frame, in order; holds one frame, whatever the length.
 
-    `conn` asks for the connectivity error, which takes five times as long as all others.
+    `conn` asks for the connectivity error, which takes three times as long as all others.
     """
 
     def __init__(self, *, conn: bool = False) -> None:
@@ -98,7 +99,8 @@ def grad(alpha: Map, truth: Map) -> float:
     """Sum of squared differences of the gradients' magnitudes, divided by 1e3, of (H, W) in 0..1.
 
     Rhemann et al. 2009, "A Perceptually Motivated Online Benchmark for Image Matting", section 3,
-    q = 2: first-order Gaussian derivatives of sigma 1.4, kernels of unit norm.
+    q = 2: first-order Gaussian derivatives of sigma 1.4, kernels of unit norm that reach 3 sigma,
+    the picture mirrored beyond its border.
     """
     return float(np.square(_gradient(alpha) - _gradient(truth)).sum()) / 1e3
 
@@ -111,14 +113,27 @@ def conn(alpha: Samples, truth: Samples) -> float:
     largest 4-connected region where both mattes reach the threshold, and its connectedness falls
     by what its alpha exceeds that, if by theta or more.
     """
-    levels = np.minimum(_levels(alpha), _levels(truth))
-    connected = np.zeros(levels.shape, np.float32)
-    region = np.ones(levels.shape, np.bool_)
-    for step in range(1, _CONN_STEPS + 1):
-        region &= _largest_region(levels >= -(-65535 * step // _CONN_STEPS))
-        connected[region] = step / _CONN_STEPS
+    connected = _connected(np.minimum(_levels(alpha), _levels(truth)))
     difference = _detached(_unit(alpha), connected) - _detached(_unit(truth), connected)
     return float(np.abs(difference).sum()) / 1e3
+
+
+def _connected(levels: NDArray[np.uint16]) -> Map:
+    """Return the last threshold 0, .1 … 1 up to which a pixel is in the largest region, (H, W)."""
+    connected = np.zeros(levels.shape, np.float32)
+    first = _reached(levels, 1)
+    left, top, width, height = load_cv2().boundingRect(first.view(np.uint8))
+    box = np.s_[top : top + height, left : left + width]  # nothing outside is in any region
+    inside, region = levels[box], np.ones((height, width), np.bool_)
+    for step in range(1, _CONN_STEPS + 1):
+        region &= _largest_region(_reached(inside, step))
+        connected[box][region] = step / _CONN_STEPS
+    return connected
+
+
+def _reached(levels: NDArray[np.uint16], step: int) -> NDArray[np.bool_]:
+    """Compare with a threshold in whole numbers: as float32, 51 / 255 is below .2."""
+    return np.asarray(levels >= -(-65535 * step // _CONN_STEPS))
 
 
 def _detached(alpha: Map, connected: Map) -> Map:
@@ -128,10 +143,10 @@ def _detached(alpha: Map, connected: Map) -> Map:
 
 def _largest_region(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the largest 4-connected region of `mask`; nothing of an empty one."""
+    if not mask.any():
+        return mask
     cv2 = load_cv2()
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=4)
-    if len(stats) == 1:
-        return mask
     largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
     return np.asarray(labels == largest)
 
