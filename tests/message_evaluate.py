@@ -9,6 +9,8 @@ import numpy as np
 from conftest import make_clip
 from message_tools import Patch, Prepare, Scenario, both, failing, without
 
+from vidmatte.backends import null
+
 SIZE = (48, 64)  # of the clip s.mp4
 
 
@@ -27,6 +29,10 @@ def grey(name: str, frames: int = 3, size: tuple[int, int] = (64, 48)) -> Prepar
     return lambda folder, patch: make_clip(
         folder / name, frames, size=size, pix_fmt="gray", codec="ffv1"
     )
+
+
+def not_a_number(folder: Path, patch: Patch) -> None:
+    patch.setitem(null.FORMULAS, "ones", lambda matte_HW, index: matte_HW.fill(np.nan))
 
 
 PAIR = pictures("i/a.png", "m/a.png")
@@ -59,6 +65,7 @@ EVALUATE = {
     "scores of no model": Scenario(f"{SALIENCY} --model u3net", PAIR),
     "scores official and raw": Scenario(f"{SALIENCY} --official --raw"),
     "scores official at a size": Scenario(f"{SALIENCY} --official --size 512"),
+    "scores of NaN": Scenario(f"{SALIENCY} --official --backend null", both(PAIR, not_a_number)),
     "scores without pysodmetrics": Scenario(SALIENCY, without("py_sod_metrics")),
     "scores without matplotlib": Scenario(f"{READY} --plot p.png",
                                           both(PAIR, without("matplotlib.figure"))),

@@ -17,7 +17,7 @@ from conftest import SHARED, Cli, wait_until
 from numpy.typing import NDArray
 
 from vidmatte.backends import null
-from vidmatte.errors import InputError, UsageError
+from vidmatte.errors import BackendError, InputError, UsageError
 from vidmatte.evaluation.predictions import (
     FolderPrediction,
     NetworkPrediction,
@@ -180,6 +180,11 @@ def test_official_survives_black_pictures_and_flat_answers() -> None:
     assert np.allclose(result, 63 / 255)  # nothing to stretch; saved in 8 bits
 
 
+def test_official_refuses_nan() -> None:
+    with pytest.raises(BackendError, match="picture: the network returned NaN"):
+        official(np.zeros((40, 30, 3), np.uint8), np.full((320, 320), np.nan, np.float32))
+
+
 def test_official_resizes_as_scikit_image_does() -> None:
     from skimage.transform import resize
 
@@ -251,6 +256,21 @@ def test_turned_pictures_are_scored_upright(tmp_path: Path) -> None:
     assert score(predictor, [pair]).mae == 0
 
 
+def test_reading_the_pictures_can_be_stopped(tmp_path: Path) -> None:
+    folder = data(tmp_path, [square()] * 3, [square()] * 3)
+    found = find_pairs(folder / "images", folder / "masks").found
+    seen: list[None] = []
+
+    def stop_at_the_second() -> None:
+        seen.append(None)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check_sizes(found, stop_at_the_second)
+    assert len(seen) == 2
+
+
 def test_labels_of_weights_are_stems_or_whole_names(tmp_path: Path) -> None:
     live = resolve_model("live").path
     paths = [tmp_path / "a" / "best.safetensors", tmp_path / "b" / "best.safetensors"]
@@ -317,9 +337,7 @@ def test_what_has_no_partner_is_named_and_left_out(tmp_path: Path, cli_here: Cli
     (folder / "images" / "notes.txt").write_text("no picture")
     done = cli_here(*command(folder, "--pred", f"a={folder / 'pred'}"))
     assert done.code == 0
-    assert (
-        "warning: 1 without a partner left out: alone\\x1b[31m.png" in done.err
-    )
+    assert "warning: 1 without a partner left out: alone\\x1b[31m.png" in done.err
     assert "1 picture, matte" in done.out
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from vidmatte.cli.console import Console
     from vidmatte.evaluation.predictions import Mode, Pair, Predictor
     from vidmatte.evaluation.saliency import Scores
-    from vidmatte.evaluation.video import VideoErrors
     from vidmatte.evaluation.video_metrics import Metric
     from vidmatte.pipeline import Stop
     from vidmatte.runner import Progress
@@ -107,7 +106,7 @@ def saliency(
         "--plot": (plot, (".png", ".svg")),
     }
     _check(targets, [str(path) for pair in found for path in pair], overwrite=overwrite)
-    pairs = check_sizes(found)
+    pairs = check_sizes(found, _leaver(console, stop))
     choice = MattingChoice(None, None, backend, device, precision)
     predictors = predictors_for(models, weights, folders, pairs, mode, choice, size or 320)
     scores = _scored(predictors, pairs, console, stop)
@@ -168,7 +167,7 @@ def _scored(
     from vidmatte.runner import Progress
 
     console.noun = "picture"
-    show = _Ticker(console, stop)
+    show = _ticker(console, stop)
     started_s, done, total = time.monotonic(), 0, len(predictors) * len(pairs)
 
     def each() -> None:
@@ -184,20 +183,29 @@ def _scored(
     return scores
 
 
-class _Ticker:
-    """Shows progress a few times a second, and leaves where a signal asked to."""
+def _leaver(console: Console, stop: Stop) -> Callable[[], None]:
+    """Return a function that ends the command where a signal has asked to."""
 
-    def __init__(self, console: Console, stop: Stop) -> None:
-        self._console, self._stop = console, stop
-        self._shown_s = -math.inf
+    def leave_if_asked() -> None:
+        if stop.reason is not None:
+            console.clear()
+            raise click.exceptions.Exit(128 + stop.reason)
 
-    def __call__(self, progress: Progress) -> None:
-        if self._stop.reason is not None:
-            self._console.clear()
-            raise click.exceptions.Exit(128 + self._stop.reason)
-        if time.monotonic() - self._shown_s >= SHOWN_EVERY_S:
-            self._shown_s = time.monotonic()
-            self._console.progress(progress)
+    return leave_if_asked
+
+
+def _ticker(console: Console, stop: Stop) -> Callable[[Progress], None]:
+    """Return a function that shows progress a few times a second, and leaves where asked to."""
+    leave_if_asked, shown_s = _leaver(console, stop), -math.inf
+
+    def tick(progress: Progress) -> None:
+        nonlocal shown_s
+        leave_if_asked()
+        if time.monotonic() - shown_s >= SHOWN_EVERY_S:
+            shown_s = time.monotonic()
+            console.progress(progress)
+
+    return tick
 
 
 def _write_saliency(
@@ -267,10 +275,12 @@ def video(
     Example: vidmatte evaluate video --pred matte.mkv --truth truth_%04d.png --contact worst.png
     """
     console, stop = _begin(quiet=quiet)
+    from vidmatte.evaluation.contact import contact_sheet
     from vidmatte.evaluation.reading import open_mattes
     from vidmatte.evaluation.results import load_figure, write_result
-    from vidmatte.evaluation.tables import video_csv, video_json, video_table
+    from vidmatte.evaluation.tables import VIDEO_NAMES, video_csv, video_json, video_table
     from vidmatte.evaluation.video import compare
+    from vidmatte.evaluation.video import moments as read_moments
 
     if no_conn and by == "conn":
         raise UsageError("--by conn and --no-conn exclude each other", hint="leave one out")
@@ -279,35 +289,17 @@ def video(
     inputs = [file for name in (prediction, truth) for file in open_mattes(name).files]
     targets: Targets = {"--json": (json, ()), "--csv": (csv, ()), "--contact": (contact, (".png",))}
     _check(targets, inputs, overwrite=overwrite)
-    found = compare(prediction, truth, conn=not no_conn, each=_Ticker(console, stop))
+    found = compare(prediction, truth, conn=not no_conn, each=_ticker(console, stop))
     for warning in found.warnings:
         console.warn(warning)
     console.clear()
     if csv is not None:
         write_result(csv, video_csv(found), overwrite=overwrite)
     if contact is not None:
-        _write_contact(prediction, truth, found, by, moments, contact, overwrite=overwrite)
+        worst = read_moments(prediction, truth, found, by, moments, _leaver(console, stop))
+        title = f"{printable(Path(prediction).name)}: worst {VIDEO_NAMES[by]}"
+        write_result(contact, contact_sheet(worst, VIDEO_NAMES[by], title), overwrite=overwrite)
     names = {"prediction": printable(prediction), "truth": printable(truth)}
     document = video_json(names, found, by, moments)
     _write_document(json, document, f"{video_table(found)}\n", overwrite=overwrite)
     return 0
-
-
-def _write_contact(
-    prediction: str,
-    truth: str,
-    found: VideoErrors,
-    by: Metric,
-    count: int,
-    contact: Path,
-    *,
-    overwrite: bool,
-) -> None:
-    from vidmatte.evaluation.contact import contact_sheet
-    from vidmatte.evaluation.results import write_result
-    from vidmatte.evaluation.tables import VIDEO_NAMES
-    from vidmatte.evaluation.video import moments
-
-    worst = moments(prediction, truth, found, by, count)
-    title = f"{printable(Path(prediction).name)}: worst {VIDEO_NAMES[by]}"
-    write_result(contact, contact_sheet(worst, VIDEO_NAMES[by], title), overwrite=overwrite)

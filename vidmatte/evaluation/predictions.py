@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vidmatte.backends import open_backend, usable_cores
 from vidmatte.compute.cpu._shared import load_cv2
 from vidmatte.compute.cpu.geometry import to_upright
-from vidmatte.errors import InputError, UsageError
+from vidmatte.errors import BackendError, InputError, UsageError
 from vidmatte.evaluation.reading import MatteReader
 from vidmatte.matting import Matting, MattingChoice, Network, find_model
 from vidmatte.models.table import Curve, multiply_adds, network_size, parameter_count
@@ -74,9 +74,18 @@ def read_matte(path: Path) -> Samples:
         return MatteReader(source.info).read(frame.picture)
 
 
-def check_sizes(found: Sequence[tuple[Path, Path]]) -> list[Pair]:
-    """Read every picture and mask once; raise InputError for what cannot be read or differs."""
-    return [_pair(picture, mask) for picture, mask in found]
+def check_sizes(
+    found: Sequence[tuple[Path, Path]], each: Callable[[], None] = lambda: None
+) -> list[Pair]:
+    """Read every picture and mask once; raise InputError for what cannot be read or differs.
+
+    `each` is called after each pair and may raise to stop.
+    """
+    pairs = []
+    for picture, mask in found:
+        pairs.append(_pair(picture, mask))
+        each()
+    return pairs
 
 
 def _pair(picture: Path, mask: Path) -> Pair:
@@ -188,7 +197,7 @@ class NetworkPrediction:
 
     def _predict(self, pair: Pair, network: Network) -> Prediction:
         if self._mode == "official":
-            return official_prediction(read_rgb(pair.picture), network)
+            return official_prediction(read_rgb(pair.picture), network, str(pair.picture))
         with FileSource(pair.picture, threads=1) as source:
             layout = working_layout(source.info, needs_alpha=False)
             turned, refined = source.info.orientation, self._mode == "matte"
@@ -198,19 +207,26 @@ class NetworkPrediction:
             return np.asarray(upright, np.float64)
 
 
-def official_prediction(picture: NDArray[np.uint8], network: Network) -> Prediction:
+def official_prediction(
+    picture: NDArray[np.uint8], network: Network, name: str = "picture"
+) -> Prediction:
     """Return what the authors' script saves for (H, W, 3) uint8 RGB, as (H, W) in 0..1.
 
     u2net_test.py and data_loader.py of github.com/xuebinqin/U-2-Net: RescaleT, ToTensorLab,
     normPRED, save_output; resized without anti-aliasing, which reproduces their result pictures.
+    Raises BackendError, which names the picture, for NaN.
     """
     cv2 = load_cv2()
     height, width, _ = picture.shape
     small = cv2.resize(picture.astype(np.float32), (OFFICIAL_SIDE, OFFICIAL_SIDE))
     brightest = max(float(small.max()), 1.0)
     image = np.rint(small * (255 / brightest)).astype(np.uint8)
-    stretched = _stretched(network.backend.infer(image[None])[0].astype(np.float64))
-    saved = (stretched * 255).astype(np.uint8)  # the script truncates
+    answer = network.backend.infer(image[None])[0].astype(np.float64)
+    if not np.isfinite(answer.sum()):
+        raise BackendError(
+            f"{name}: the network returned NaN", hint="try --precision f32, or other weights"
+        )
+    saved = (_stretched(answer) * 255).astype(np.uint8)  # the script truncates
     return np.asarray(cv2.resize(saved, (width, height)) / 255.0, np.float64)
 
 

@@ -180,9 +180,17 @@ def compare(
 
 
 def moments(
-    prediction: str, truth: str, found: VideoErrors, by: Metric, count: int
+    prediction: str,
+    truth: str,
+    found: VideoErrors,
+    by: Metric,
+    count: int,
+    each: Callable[[], None] = lambda: None,
 ) -> list[Moment]:
-    """Read the worst frames of a comparison once more, worst first. Raises InputError for none."""
+    """Read the worst frames of a comparison once more, worst first. Raises InputError for none.
+
+    `each` is called after each frame that is read and may raise to stop.
+    """
     wanted = found.worst(by, count)
     if not wanted:
         raise InputError(
@@ -195,4 +203,5 @@ def moments(
                 read[index] = compared
             if len(read) == len(wanted):
                 break
+            each()
     return [Moment(index, found.columns[by][index], read[index]) for index in wanted]
