@@ -179,7 +179,11 @@ def _scored(
     for predictor in predictors:
         console.label = f"{printable(predictor.label)}  "
         scores.append(score(predictor, pairs, each))
-    console.clear()
+        console.clear()
+        if predictor.parameters is not None:
+            facts = predictor.facts
+            console.say(f"note: weights {facts['weights']}: SHA-256 {facts['sha256']}")
+            console.say(f"note: {predictor.label} with {facts['backend']}")
     return scores
 
 

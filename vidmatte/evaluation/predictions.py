@@ -157,7 +157,7 @@ class NetworkPrediction:
     ) -> None:
         self.label = label
         self.parameters: int | None = parameter_count(model.row.network)
-        self.facts = {"model": model.name, "sha256": model.sha256}
+        self.facts = {"model": model.name, "weights": str(model.path), "sha256": model.sha256}
         self._mode = mode
         self._choice = choice
         self._longer = longer
