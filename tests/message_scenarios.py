@@ -18,6 +18,7 @@ from message_evaluate import EVALUATE
 from message_live import LIVE
 from message_models import MODELS
 from message_tools import Patch, Prepare, Scenario, failing, without, write
+from message_train import TRAINING
 
 from vidmatte.backends import null
 
@@ -320,4 +321,4 @@ OPTIONS = {
                                                    KeyError("oops"))),
 }  # fmt: skip
 
-SCENARIOS = INPUTS | OUTPUTS | OPTIONS | MODELS | LIVE | EVALUATE
+SCENARIOS = INPUTS | OUTPUTS | OPTIONS | MODELS | LIVE | EVALUATE | TRAINING

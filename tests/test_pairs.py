@@ -78,3 +78,15 @@ def test_no_device_or_pipe_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(InputError, match="is no picture file"):
         read_grey(tmp_path / "a.png")
+
+
+def test_a_picture_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.png").touch()
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InputError, match=r"a\.png: permission denied"):
+        read_rgb(tmp_path / "a.png")

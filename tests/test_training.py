@@ -171,7 +171,7 @@ def test_exported_ranges_hold_for_the_exported_weights(job_of: Callable[..., Job
 
 
 def test_nothing_to_export_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="cannot be read as a checkpoint"):
+    with pytest.raises(ModelError, match="there is no such checkpoint"):
         export_run(tmp_path)
 
 

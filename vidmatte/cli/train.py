@@ -122,8 +122,8 @@ def train(
 def _check(images: tuple[Path, ...], masks: tuple[Path, ...]) -> None:
     if not images or len(images) != len(masks):
         raise UsageError(
-            f"{len(images)} folders of pictures, {len(masks)} of masks",
-            hint="give --images FOLDER --masks FOLDER, as often as you like",
+            f"--images is given {len(images)} times, --masks {len(masks)} times",
+            hint="give both, in pairs, once or more",
         )
 
 
@@ -196,11 +196,11 @@ def _session(job: Job, console: Console, stop: Stop) -> Session:
     console.clear()
     for what, names in (
         ("without a partner", [str(path) for path in session.alone]),
-        ("that cannot be read", session.unreadable),
+        ("unreadable", session.unreadable),
     ):
         if names:
             some = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
-            console.warn(f"{len(names)} pictures or masks {what} are left out: {some}")
+            console.warn(f"left out {len(names)}, {what}: {some}")
     place = session.place
     console.say(
         f"{session.count} pictures, {job.recipe.steps} steps of {job.recipe.batch * place.world} "

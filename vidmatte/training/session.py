@@ -204,6 +204,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']}")
+    except FileNotFoundError as exc:
+        raise ModelError(
+            f"{path}: there is no such checkpoint", hint="train first, or name its --output"
+        ) from exc
     except (OSError, RuntimeError, ValueError, LookupError, EOFError, TypeError,
             pickle.UnpicklingError) as exc:  # fmt: skip
         raise ModelError(
@@ -217,11 +221,13 @@ def join(device: str, precision: Precision) -> Place:
     rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if device == "cuda":
         if not torch.cuda.is_available():
-            raise BackendError("cuda is not usable: torch sees no NVIDIA GPU", hint="--device cpu")
+            raise BackendError(
+                "--device cuda is not usable: torch sees no NVIDIA GPU", hint="use --device cpu"
+            )
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
         torch.cuda.set_device(device)
     if precision == "f16" and not device.startswith("cuda"):
-        raise UsageError("f16 trains on cuda alone", hint="--precision bf16 or f32")
+        raise UsageError("--precision f16 trains on cuda alone", hint="use --precision bf16 or f32")
     if world > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return Place(torch.device(device), precision, rank, world)
