@@ -70,7 +70,7 @@ PAPER = Recipe(
 )  # fmt: skip
 # What made the first weights of `live` (vidmatte/weights/MODEL_CARD.md).
 LIVE = Recipe(
-    steps=12_000, batch=20, sizes=(((128, 128),), ((192, 192),), ((256, 256),)),
+    steps=11_900, batch=19, sizes=(((128, 128),), ((192, 192),), ((256, 256),)),
     optimizer="adamw", learning_rate=2e-3, weight_decay=1e-2, warmup=200, floor=0.01, ema=0.997,
     iou_weight=1.0, crop=(0.6, 1.0), aspect=1.35, teacher_weight=0.0, replaced=0.12, empty=0.07,
     colour=0.8, blurred=0.15, compressed=0.2, noisy=0.25,
