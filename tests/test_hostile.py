@@ -84,12 +84,16 @@ READ: dict[str, Role] = {
     "background": lambda name: ["run", "--backend", "null", "--background", name, "s.mp4", "o.mp4"],
     "weights": lambda name: ["run", "--weights", name, "s.mp4", "o.mp4"],
     "model import": lambda name: ["models", "import", "--", name],
+    "report input": lambda name: ["report", "--", name, "s.mp4"],
+    "report output": lambda name: ["report", "--", "s.mp4", name],
+    "report alpha": lambda name: ["report", "--alpha", name, "--", "s.mp4", "s.mp4"],
 }
 WRITTEN: dict[str, Role] = {
     "output": lambda name: ["run", "--backend", "null", "--", "s.mp4", name],
     "alpha": lambda name: ["run", "--backend", "null", "--alpha", name, "s.mp4", "o.mp4"],
     "foreground": lambda name: ["run", "--backend", "null", "--foreground", name, "s.mp4", "o.mp4"],
     "frame": lambda name: ["run", "--backend", "null", "--frame", "0", "--", "s.mp4", name],
+    "report page": lambda name: ["report", "--html", name, "--", "s.mp4", "s.mp4"],
 }
 
 

@@ -122,6 +122,7 @@ class ReportRun:
         self.page = page if page is not None else f"{output}{PAGE_SUFFIX}"
         self._limits, self._overwrite = limits or [], overwrite
         self._cut = start_s, end_s
+        self._is_open = self._is_given_up = False
         threads = max(1, usable_cores() // 2)
         self._source = source_of(
             source, rate=rate, threads=threads, start_s=start_s, end_s=end_s, max_pixels=max_pixels
@@ -130,17 +131,18 @@ class ReportRun:
             source_of(name, threads=threads, max_pixels=max_pixels) for name in self._names[1:]
         ]
         refuse_same_file([self.page], [f for s in (self._source, *self._others) for f in s.files])
-        check_target(Path(self.page), overwrite=overwrite)
 
     def run(self, stop: Stop, on_progress: Callable[[Progress], None]) -> Report | None:
         """Measure, write the page and return what was found; None if asked to stop."""
         resources = contextlib.ExitStack()
         try:
             supervise(lambda: self._open(resources), stop)
-        except CancelledError:
-            return None
-        except BaseException:
-            resources.close()
+        except BaseException as error:
+            self._is_given_up = True
+            if self._is_open or not isinstance(error, CancelledError):
+                resources.close()  # else whoever still opens them closes them
+            if isinstance(error, CancelledError):
+                return None
             raise
         pipeline = Pipeline(
             self._pairs(),
@@ -166,6 +168,7 @@ class ReportRun:
         """Open everything; on a worker thread, since opening may block."""
         for source in (self._source, *self._others):
             resources.enter_context(source)
+        check_target(Path(self.page), overwrite=self._overwrite)
         cv2.setNumThreads(1)
         info = self._source.info
         firsts = [iter(other) for other in self._others]
@@ -173,6 +176,9 @@ class ReportRun:
         shown, matte = self._others[0].info, self._others[-1].info
         self._champions = Champions(Developer(info, shown, matte, self._holds).develop)
         self._before: Frame | None = None
+        self._is_open = True
+        if self._is_given_up:
+            resources.close()
 
     def _begin(self, firsts: list[Frame], rest: list[Iterator[Frame]]) -> None:
         """Look at the first pictures of the output and its matte; prepare what is filled in."""

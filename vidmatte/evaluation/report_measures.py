@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import cv2
 import numpy as np
 
-from vidmatte.compute.cpu.carry import Moment, carry, small_grey
+from vidmatte.compute.cpu.carry import LOOSE, Moment, carry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LONGER_SIDE = 320
 HD_PX = 1920 / LONGER_SIDE  # HD pixels in a small one
 SOFT = (0.05, 0.95)  # an alpha between is uncertain
-LEAST_AREA = 0.01  # of the picture: a smaller subject's area counts as this
+LEAST_AREA = 0.02  # of the picture: a smaller subject's area counts as this
 CHANGED = 0.3  # of alpha: a place that changed by more has appeared or vanished
 
 
@@ -77,24 +77,23 @@ class Measurer:
         `image` is the source's picture, (h, w, 3) uint8 RGB in the size of `small_size`; `alpha`
         (h, w) float32 0..1 is its matte. Both are kept until the next call.
         """
-        now = Moment(alpha, small_grey(image, alpha.shape))
-        past, self._past = self._past, now
+        past, self._past = self._past, Moment(alpha, image)
         area, edges = float(alpha.mean()), _edges(alpha)
         soft = float(np.count_nonzero((alpha > SOFT[0]) & (alpha < SOFT[1])))
         uncertain_px = HD_PX * soft / max(float(edges.sum()), min(alpha.shape))
         if past is None:
             return Measures(area, uncertain_px)
-        brought = carry(past, now.grey)
+        brought = carry(past, image, LOOSE)  # stricter, most of a moving edge is not trusted
         if brought is None:
             return Measures(area, uncertain_px, is_cut=True)
         change = (alpha - brought.value) * brought.trust
-        length = float((np.maximum(edges, _edges(brought.value)) * brought.trust).sum())
+        lengths = [float((e * brought.trust).sum()) for e in (edges, _edges(brought.value))]
         areas = [float((value * brought.trust).sum()) for value in (alpha, brought.value)]
         blob, box, appeared = _largest(change)
         return Measures(
             area,
             uncertain_px,
-            flicker_px=HD_PX * float(np.abs(change).sum()) / max(length, min(alpha.shape)),
+            flicker_px=HD_PX * float(np.abs(change).sum()) / max(*lengths, min(alpha.shape)),
             area_jump=abs(float(change.sum())) / max(*areas, LEAST_AREA * alpha.size),
             blob=blob,
             blob_box=box,

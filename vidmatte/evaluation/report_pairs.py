@@ -54,10 +54,10 @@ class Comparison:
 
     `lost`: pictures of the input that the file lacks. `extra`: pictures that the input lacks, by
     their own times. `first_shift_s` and `last_shift_s` are of the first and last pair; a shift is
-    positive where the file is late, and 0 where it is within `tolerance_s`.
+    positive where the file is late, and 0 where it is within `tolerance`.
     """
 
-    tolerance_s: float
+    tolerance: Fraction
     rhythm: Rhythm
     matched: int = 0
     shifted: int = 0
@@ -71,6 +71,11 @@ class Comparison:
     lost_at_end: int = 0
     extra_at_start: int = 0
     extra_at_end: int = 0
+
+    @property
+    def tolerance_s(self) -> float:
+        """What times may differ by, as the files' ticks are coarse."""
+        return float(self.tolerance)
 
     @property
     def drift_s(self) -> float:
@@ -103,18 +108,16 @@ class Comparison:
         self.extra_at_start += self.matched == 0
         self.extra_at_end += 1
 
-    def met(self, time_s: float, own_s: float) -> None:
+    def met(self, time: Fraction, own: Fraction) -> None:
         """Note a pair."""
-        shift_s = own_s - time_s
-        if abs(shift_s) <= self.tolerance_s:
-            shift_s = 0.0
+        shift_s = 0.0 if abs(own - time) <= self.tolerance else float(own - time)
         self.first_shift_s = shift_s if self.matched == 0 else self.first_shift_s
         self.last_shift_s = shift_s
         self.matched += 1
         self.lost_at_end = self.extra_at_end = 0
         self.shifted += shift_s != 0.0
         if abs(shift_s) > abs(self.worst_shift_s):
-            self.worst_shift_s, self.worst_shift_at_s = shift_s, time_s
+            self.worst_shift_s, self.worst_shift_at_s = shift_s, float(time)
 
 
 class Follower:
@@ -130,8 +133,8 @@ class Follower:
         self._in_order = in_order
         self._next: Frame | None = None
         self._is_begun = False
-        ticks = float(info.time_base), float(source.time_base)
-        self.found = Comparison(max(ticks), Rhythm(ticks[0]))
+        ticks = info.time_base, source.time_base
+        self.found = Comparison(max(ticks), Rhythm(float(ticks[0])))
 
     def take(self, time: Fraction, since: Fraction, until: Fraction) -> Frame | None:
         """Return the picture nearest to `time`, from `since` to before `until`, or None.
@@ -162,7 +165,7 @@ class Follower:
         if frame is None:
             self.found.missed(float(time))
         else:
-            self.found.met(float(time), float(time if self._in_order else _time(frame)))
+            self.found.met(time, time if self._in_order else _time(frame))
         return frame
 
     def _peek(self) -> Frame | None:

@@ -8,7 +8,6 @@ STYLE = """
   --soft: #98a2af; --line: #2a3039; --accent: #8aa4ff; --good: #4ac776; --look: #f0b34a;
   --bad: #ff7b72; --fill: #8aa4ff26; } }
 * { box-sizing: border-box; }
-html { scroll-behavior: smooth; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
 main { max-width: 1200px; margin: 0 auto; padding: 32px 24px 48px; }
