@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from vidmatte.frames import Samples
 
 _DPI = 150
-_WIDTH_IN, _GAP_IN, _CAPTION_IN, _HEAD_IN = 3.2, 0.12, 0.32, 0.62
+_LONG_IN, _NARROW_IN = 3.2, 1.8  # a picture's longer side, and the least that a heading needs
+_GAP_IN, _CAPTION_IN, _HEAD_IN = 0.12, 0.32, 0.62
 _INK, _PAPER = "#222222", "#ffffff"
 # Signed error: what is kept wrongly in red, what is lost in blue, on a faint picture of the truth.
 _KEPT, _LOST = np.array([213, 40, 20], np.float32), np.array([0, 90, 200], np.float32)
@@ -30,19 +31,20 @@ def contact_sheet(moments: Sequence[Moment], unit: str, title: str) -> bytes:
     `unit` names the error, e.g. "MAD x10³". Raises VidmatteError without matplotlib.
     """
     height, width = moments[0].compared.truth.shape
-    tall_in = _WIDTH_IN * height / width
+    wide_in = max(_NARROW_IN, _LONG_IN * min(1, width / height))
+    tall_in = wide_in * height / width
     sheet_in = (
-        3 * _WIDTH_IN + 4 * _GAP_IN,
+        3 * wide_in + 4 * _GAP_IN,
         _HEAD_IN + len(moments) * (tall_in + _CAPTION_IN) + _GAP_IN,
     )
     figure = load_figure()(figsize=sheet_in, facecolor=_PAPER)
-    _head(figure, sheet_in, title)
+    _head(figure, sheet_in, wide_in, title)
     for row, moment in enumerate(moments):
         top_in = _HEAD_IN + row * (tall_in + _CAPTION_IN) + _CAPTION_IN
-        pictures = _pictures(moment, round(_WIDTH_IN * _DPI))
+        pictures = _pictures(moment, round(wide_in * _DPI))
         for column, picture in enumerate(pictures):
-            left_in = _GAP_IN + column * (_WIDTH_IN + _GAP_IN)
-            _place(figure, sheet_in, picture, (left_in, top_in, _WIDTH_IN, tall_in))
+            left_in = _GAP_IN + column * (wide_in + _GAP_IN)
+            _place(figure, sheet_in, picture, (left_in, top_in, wide_in, tall_in))
         _write(figure, sheet_in, _GAP_IN, top_in - 0.08, _caption(row, moment, unit))
     return picture_of(figure, "png", _DPI)
 
@@ -52,13 +54,13 @@ def _caption(row: int, moment: Moment, unit: str) -> str:
     return f"{row + 1}.  {place}   {unit} {moment.error:.2f}"
 
 
-def _head(figure: Any, sheet_in: tuple[float, float], title: str) -> None:
+def _head(figure: Any, sheet_in: tuple[float, float], wide_in: float, title: str) -> None:
     _write(figure, sheet_in, _GAP_IN, 0.27, plain(title), size=11, weight="bold")
     for column, text in enumerate(("truth", "prediction", "error")):
-        left_in = _GAP_IN + column * (_WIDTH_IN + _GAP_IN)
+        left_in = _GAP_IN + column * (wide_in + _GAP_IN)
         _write(figure, sheet_in, left_in, 0.56, text, size=9)
-    left_in = _GAP_IN + 2 * (_WIDTH_IN + _GAP_IN)
-    for shift_in, colour, text in ((0.6, _KEPT, "kept wrongly"), (1.75, _LOST, "lost")):
+    left_in = _GAP_IN + 2 * (wide_in + _GAP_IN)
+    for shift_in, colour, text in ((0.42, _KEPT, "kept wrongly"), (1.45, _LOST, "lost")):
         _write(figure, sheet_in, left_in + shift_in, 0.56, text, size=9, weight="bold",
                color=tuple(colour / 255))  # fmt: skip
 
