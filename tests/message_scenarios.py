@@ -17,6 +17,7 @@ from conftest import make_clip
 from message_evaluate import EVALUATE
 from message_live import LIVE
 from message_models import MODELS
+from message_report import REPORT
 from message_tools import Patch, Prepare, Scenario, failing, without, write
 from message_train import TRAINING
 
@@ -321,4 +322,4 @@ OPTIONS = {
                                                    KeyError("oops"))),
 }  # fmt: skip
 
-SCENARIOS = INPUTS | OUTPUTS | OPTIONS | MODELS | LIVE | EVALUATE | TRAINING
+SCENARIOS = INPUTS | OUTPUTS | OPTIONS | MODELS | LIVE | EVALUATE | TRAINING | REPORT

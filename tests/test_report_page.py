@@ -232,6 +232,6 @@ def test_charts_are_drawn_in_both_schemes(page: Path, browser: Browser) -> None:
 def test_the_frames_are_told(page: Path, browser: Browser) -> None:
     browser.open(page)
     text = browser.ask("document.body.innerText")
-    assert f"1 of {FRAMES} are lost, first at 0.80 s" in text
+    assert f"1 of {FRAMES} lost, first at 0.80 s" in text
     assert "lost-frames is 1 at 0.80 s (--fail-if lost-frames>0)" in text
     assert "Scene cuts" in text

@@ -149,7 +149,7 @@ def told(report: Report, title: str) -> tuple[str, str]:
 def test_a_dropped_frame_in_a_file_is_found_with_its_time(source: Path, tmp_path: Path) -> None:
     output = write_video(tmp_path / "m.mkv", mattes(), time=lambda i: None if i == 17 else i)
     found = report(source, output)
-    assert told(found, "Pictures") == ("bad", f"1 of {FRAMES} are lost, first at 0.68 s.")
+    assert told(found, "Pictures") == ("bad", f"1 of {FRAMES} lost, first at 0.68 s.")
     assert found.values["lost-frames"].at_s == 0.68
     assert found.values["flicker"].value < 5  # the one after is compared with none
 
@@ -184,5 +184,5 @@ def test_lost_sound_is_told(tmp_path: Path, cli_here: CliHere) -> None:
     run_file(make_clip(tmp_path / "q.mkv", 5), tmp_path / "lost.mov", contents=("transparent",))
     assert told(report(with_sound, tmp_path / "kept.mov"), "Sound")[0] == "good"
     found = report(with_sound, tmp_path / "lost.mov")
-    assert told(found, "Sound") == ("bad", "1 of 1 tracks are lost.")
+    assert told(found, "Sound") == ("bad", "1 of 1 tracks lost.")
     assert found.values["lost-sound"].value == 1

@@ -121,8 +121,13 @@ def _show(found: Report, console: Console, *, as_json: bool) -> None:
         click.echo(json.dumps(document_of(found)))
         return
     for check in checks_of(found):
-        if check.grade != "good" and check.title != "Damage":  # that has been told
-            console.say(f"note: {check.title.lower()}: {check.text}")
+        line = f"{found.output.name}: {check.title.lower()}: {check.text}"
+        if check.title == "Damage":  # has been told
+            continue
+        if check.grade == "bad":
+            console.warn(line)
+        elif check.grade == "look":
+            console.say(f"note: {line}")
     frames = found.rhythm.count
     fps = frames / found.elapsed_s if found.elapsed_s else 0.0
     console.say(

@@ -66,12 +66,12 @@ def _pictures(report: Report) -> Check:
                      f"pictures {way}, or of another part of it.")  # fmt: skip
     parts = []
     if found.lost.count:
-        parts.append(f"{found.lost.count} of {count} are lost{_first(found.lost)}")
+        parts.append(f"{found.lost.count} of {count} lost{_first(found.lost)}")
     if found.extra.count:
-        parts.append(f"{found.extra.count} are extra{_first(found.extra)}")
+        parts.append(f"{found.extra.count} extra{_first(found.extra)}")
     if report.alpha_comparison is not None and report.alpha_comparison.lost.count:
         lost = report.alpha_comparison.lost
-        parts.append(f"the matte's file lacks {lost.count}{_first(lost)}")
+        parts.append(f"{lost.count} lost in the matte's file{_first(lost)}")
     if not parts:
         return Check("Pictures", "good", f"All {count} are there.")
     return Check("Pictures", "bad", f"{'; '.join(parts)}.")
@@ -102,7 +102,7 @@ def _sound(report: Report) -> Check:
     if not report.has_times:
         return Check("Sound", "good", "Numbered pictures carry none.")
     if report.lost_sound:
-        return Check("Sound", "bad", f"{report.lost_sound} of {len(there)} tracks are lost.")
+        return Check("Sound", "bad", f"{report.lost_sound} of {len(there)} tracks lost.")
     return Check("Sound", "good", "; ".join(kept))
 
 
