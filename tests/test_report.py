@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from conftest import Cli, leftovers, make_clip, run_file, wait_until
 from faulty import killed_at_exit, run_broken, start_broken
 from report_clips import FRAMES, HEIGHT, RADIUS, RATE, WIDTH, matte, mattes, pictures, write_video
 
+from vidmatte.compute.cpu.geometry import to_upright
 from vidmatte.evaluation.report import Report, ReportRun
 from vidmatte.evaluation.report_limits import METRICS
+from vidmatte.evaluation.report_mattes import MatteReader
 from vidmatte.evaluation.report_measures import HD_PX, Measurer
 from vidmatte.evaluation.report_moments import MOMENTS, MOST_SPANS, Champions, Moment
 from vidmatte.evaluation.report_series import BINS, MOST_TIMES, Series, Times
+from vidmatte.frames import Orientation, VideoInfo
 from vidmatte.pipeline import Stop
 
 ODD = 17  # the picture that something is wrong with
@@ -133,6 +137,21 @@ def test_every_kind_of_output_gives_the_same_matte(clips: Path, tmp_path: Path) 
     )
     assert found.holds == "opaque"
     assert found.series["area"].mean == pytest.approx(want, rel=0.01)
+
+
+@pytest.mark.parametrize(("turn", "mirror"), [(90, False), (180, False), (270, True)])
+def test_mattes_of_turned_videos_are_read_upright(turn: Any, mirror: bool) -> None:
+    alpha = matte(60, 50)
+    turned = Orientation(turn, mirror)
+    upright = to_upright(alpha, turned)
+    rgba = np.dstack([np.full((HEIGHT, WIDTH, 3), 99, np.uint8), alpha])
+    for array, kind in ((alpha, "gray"), (rgba, "rgba")):
+        info = VideoInfo("x", WIDTH, HEIGHT, kind, Fraction(1, 25), Fraction(25),
+                         orientation=turned)  # fmt: skip
+        reader = MatteReader(info, (upright.shape[0], upright.shape[1]))
+        read = reader.read(av.VideoFrame.from_ndarray(array, kind))
+        assert read is not None
+        assert np.abs(read - upright / 255).max() < 0.01
 
 
 def test_a_matte_with_alpha_in_webm_is_read(clips: Path, tmp_path: Path) -> None:

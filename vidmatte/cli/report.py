@@ -65,14 +65,14 @@ def report(
     quiet: bool,
     as_json: bool,
 ) -> int:
-    """Write a page about what `vidmatte run` made of IN: OUT.
+    """Write a page that shows how good OUT is, which `vidmatte run` has made of IN.
 
     OUT is transparent (.mov, .webm, .png …) or a grey matte; for an opaque one name its matte with
     --alpha. The page shows the twelve most doubtful moments, flicker, area jumps, uncertain edges,
     lost pictures and shifted times. Lengths (flicker, uncertain) are in pixels of a picture 1920
     long, areas (area-jump, blob) in percent, times in seconds.
 
-    Example: vidmatte report input.mp4 output.mov --fail-if "flicker>20" --fail-if "lost-frames>0"
+    Example: vidmatte report input.mp4 output.mov --fail-if "lost-frames>0"
     """
     from vidmatte.cli.console import Console, watch_signals
     from vidmatte.pipeline import Stop
