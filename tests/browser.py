@@ -16,7 +16,8 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--disable-default-apps", "--hide-scrollbars", "--remote-debugging-pipe",
+    "--disable-default-apps", "--disable-dev-shm-usage", "--hide-scrollbars",
+    "--remote-debugging-pipe",
 )  # fmt: skip
 ANSWER_S = 30.0
 
