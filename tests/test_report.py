@@ -21,12 +21,12 @@ from faulty import killed_at_exit, run_broken, start_broken
 from report_clips import FRAMES, HEIGHT, RADIUS, RATE, WIDTH, matte, mattes, pictures, write_video
 
 from vidmatte.compute.cpu.geometry import to_upright
-from vidmatte.evaluation.report import Report, ReportRun
-from vidmatte.evaluation.report_limits import METRICS
-from vidmatte.evaluation.report_mattes import MatteReader
-from vidmatte.evaluation.report_measures import HD_PX, Measurer
-from vidmatte.evaluation.report_moments import MOMENTS, MOST_SPANS, Champions, Moment
-from vidmatte.evaluation.report_series import BINS, MOST_TIMES, Series, Times
+from vidmatte.evaluation.report.analysis import Report, ReportRun
+from vidmatte.evaluation.report.limits import METRICS
+from vidmatte.evaluation.report.mattes import SmallMatteReader
+from vidmatte.evaluation.report.measures import HD_PX, Measurer
+from vidmatte.evaluation.report.moments import MOMENTS, MOST_SPANS, Champions, Moment
+from vidmatte.evaluation.report.series import BINS, MOST_TIMES, Series, Times
 from vidmatte.frames import Orientation, VideoInfo
 from vidmatte.pipeline import Stop
 
@@ -148,7 +148,7 @@ def test_mattes_of_turned_videos_are_read_upright(turn: Any, mirror: bool) -> No
     for array, kind in ((alpha, "gray"), (rgba, "rgba")):
         info = VideoInfo("x", WIDTH, HEIGHT, kind, Fraction(1, 25), Fraction(25),
                          orientation=turned)  # fmt: skip
-        reader = MatteReader(info, (upright.shape[0], upright.shape[1]))
+        reader = SmallMatteReader(info, (upright.shape[0], upright.shape[1]))
         read = reader.read(av.VideoFrame.from_ndarray(array, kind))
         assert read is not None
         assert np.abs(read - upright / 255).max() < 0.01
@@ -292,7 +292,7 @@ def test_the_page_is_no_input(cli_here: CliHere, clips: Path) -> None:
 
 SLOW = """
 import time
-from vidmatte.evaluation.report_measures import Measurer
+from vidmatte.evaluation.report.measures import Measurer
 push = Measurer.push
 def slow(self, image, alpha):
     open({reached!r}, "w").close()
@@ -359,7 +359,7 @@ def test_one_picture_makes_a_report(tmp_path: Path) -> None:
 
 
 def quiet(doubt: float, index: int, time_s: float) -> Moment[int]:
-    from vidmatte.evaluation.report_measures import Measures
+    from vidmatte.evaluation.report.measures import Measures
 
     return Moment(index, time_s, doubt, Measures(0.5, 10.0), index)
 

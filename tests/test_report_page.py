@@ -17,8 +17,8 @@ from report_clips import FRAMES, mattes, pictures, write_video
 from test_hostile_text import assert_clean
 
 from vidmatte.errors import printable
-from vidmatte.evaluation.report_charts import clock
-from vidmatte.evaluation.report_html import Html, fill
+from vidmatte.evaluation.report.charts import clock
+from vidmatte.evaluation.report.html import Html, fill
 
 INJECTION = "<img src=x onerror=alert(1)>\"'&{name}\u202eevil"
 TAG = '"></td><script>alert(2)</script><a href="javascript:alert(3)">x</a>\x1b[2J\u2028'

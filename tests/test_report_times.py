@@ -10,9 +10,9 @@ import pytest
 from cli_here import CliHere
 from report_clips import FRAMES, mattes, pictures, write_video
 
-from vidmatte.evaluation.report import Report, ReportRun
-from vidmatte.evaluation.report_checks import checks_of
-from vidmatte.evaluation.report_pairs import Comparison, Follower, Rhythm, paired
+from vidmatte.evaluation.report.analysis import Report, ReportRun
+from vidmatte.evaluation.report.checks import checks_of
+from vidmatte.evaluation.report.pairs import Comparison, Follower, Rhythm, paired
 from vidmatte.frames import Frame, VideoInfo
 from vidmatte.pipeline import Stop
 

@@ -13,7 +13,7 @@ from vidmatte.errors import VidmatteError
 
 if TYPE_CHECKING:
     from vidmatte.cli.console import Console
-    from vidmatte.evaluation.report import Report
+    from vidmatte.evaluation.report.analysis import Report
 
 
 @click.command()
@@ -79,8 +79,8 @@ def report(
 
     stop = Stop()
     watch_signals(stop)  # before the imports that take time
-    from vidmatte.evaluation.report import ReportRun
-    from vidmatte.evaluation.report_limits import limit_of
+    from vidmatte.evaluation.report.analysis import ReportRun
+    from vidmatte.evaluation.report.limits import limit_of
 
     console = Console(quiet=quiet or as_json, as_json=as_json)
     job = ReportRun(
@@ -109,8 +109,8 @@ def report(
 
 def _show(found: Report, console: Console, *, as_json: bool) -> None:
     """Print warnings, notes, the checks and the last line, or the document."""
-    from vidmatte.evaluation.report_checks import checks_of
-    from vidmatte.evaluation.report_document import document_of
+    from vidmatte.evaluation.report.checks import checks_of
+    from vidmatte.evaluation.report.document import document_of
 
     console.clear()
     for line in found.damage:

@@ -38,7 +38,7 @@ class LiveConsole(Console):
 
     def event(self, line: str) -> None:
         """Print what happened, unless quiet."""
-        self._clear_progress()
+        self.clear()
         self.say(line)
 
     def show_status(self, status: LiveStatus) -> None:
@@ -54,7 +54,7 @@ class LiveConsole(Console):
 
     def finish(self, result: LiveResult, recorded: str | None) -> int:
         """Print the last line or the JSON document; return the exit code."""
-        self._clear_progress()
+        self.clear()
         if self._as_json:
             sys.stdout.write(json.dumps(as_document(result, recorded)) + "\n")
         else:

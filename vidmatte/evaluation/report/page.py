@@ -6,19 +6,19 @@ from base64 import b64encode
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from vidmatte.evaluation.report_charts import charts_of, clock
-from vidmatte.evaluation.report_checks import Check, Grade, checks_of, headline
-from vidmatte.evaluation.report_html import Html, fill, joined
-from vidmatte.evaluation.report_moments import reasons_of
-from vidmatte.evaluation.report_style import STYLE
+from vidmatte.evaluation.report.charts import charts_of, clock
+from vidmatte.evaluation.report.checks import Check, Grade, checks_of, headline
+from vidmatte.evaluation.report.html import Html, fill, joined
+from vidmatte.evaluation.report.moments import reasons_of
+from vidmatte.evaluation.report.style import STYLE
 
 if TYPE_CHECKING:
-    from vidmatte.evaluation.report import Report
-    from vidmatte.evaluation.report_facts import Facts
-    from vidmatte.evaluation.report_measures import Box
-    from vidmatte.evaluation.report_moments import Moment
-    from vidmatte.evaluation.report_series import Times
-    from vidmatte.evaluation.report_stills import Stills
+    from vidmatte.evaluation.report.analysis import Report
+    from vidmatte.evaluation.report.facts import Facts
+    from vidmatte.evaluation.report.measures import Box
+    from vidmatte.evaluation.report.moments import Moment
+    from vidmatte.evaluation.report.series import Times
+    from vidmatte.evaluation.report.stills import Stills
 
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from vidmatte.evaluation.report_measures import Measures
+from vidmatte.evaluation.report.measures import Measures
 
 MOMENTS = 12
 MOST_SPANS = 4 * MOMENTS

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from vidmatte.evaluation.report_series import Times
+from vidmatte.evaluation.report.series import Times
 from vidmatte.frames import Frame, VideoInfo
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vidmatte.errors import printable
-from vidmatte.evaluation.report_checks import checks_of
-from vidmatte.evaluation.report_limits import METRICS
+from vidmatte.evaluation.report.checks import checks_of
+from vidmatte.evaluation.report.limits import METRICS
 
 if TYPE_CHECKING:
-    from vidmatte.evaluation.report import Report
-    from vidmatte.evaluation.report_facts import Facts
-    from vidmatte.evaluation.report_measures import Measures
-    from vidmatte.evaluation.report_pairs import Comparison, Rhythm
-    from vidmatte.evaluation.report_series import Series, Times
+    from vidmatte.evaluation.report.analysis import Report
+    from vidmatte.evaluation.report.facts import Facts
+    from vidmatte.evaluation.report.measures import Measures
+    from vidmatte.evaluation.report.pairs import Comparison, Rhythm
+    from vidmatte.evaluation.report.series import Series, Times
 
 DIGITS = 4
 

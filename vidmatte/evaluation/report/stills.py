@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from vidmatte.compute.cpu.prepare import Preparer
-from vidmatte.evaluation.report_mattes import Holds, MatteReader
+from vidmatte.evaluation.report.mattes import Holds, SmallMatteReader
 from vidmatte.frames import Frame, VideoInfo
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Developer:
         self._holds = holds
         self._source = Preparer(source, self._size)
         self._shown = Preparer(shown, self._size)
-        self._mattes = MatteReader(matte, self._size)
+        self._mattes = SmallMatteReader(matte, self._size)
 
     def develop(self, shot: Shot) -> Stills:
         """Scale and encode one shot."""

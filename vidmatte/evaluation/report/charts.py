@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from vidmatte.evaluation.report_html import Html, fill, joined
+from vidmatte.evaluation.report.html import Html, fill, joined
 
 if TYPE_CHECKING:
-    from vidmatte.evaluation.report import Report
-    from vidmatte.evaluation.report_series import Series
+    from vidmatte.evaluation.report.analysis import Report
+    from vidmatte.evaluation.report.series import Series
 
 WIDTH, HEIGHT = 1000, 100
 TICKS = 5

@@ -17,14 +17,14 @@ import numpy as np
 from vidmatte.backends import usable_cores
 from vidmatte.compute.cpu.prepare import Preparer
 from vidmatte.errors import CancelledError, UsageError
-from vidmatte.evaluation.report_facts import Facts, facts_of
-from vidmatte.evaluation.report_limits import Limit, Value, passed
-from vidmatte.evaluation.report_mattes import Holds, MatteReader, no_matte, what_it_holds
-from vidmatte.evaluation.report_measures import Measurer, Measures, small_size
-from vidmatte.evaluation.report_moments import Champions, Moment, doubt_of
-from vidmatte.evaluation.report_pairs import Comparison, Follower, Rhythm, paired
-from vidmatte.evaluation.report_series import Series, Times
-from vidmatte.evaluation.report_stills import Developer, Shot, Stills
+from vidmatte.evaluation.report.facts import Facts, facts_of
+from vidmatte.evaluation.report.limits import Limit, Value, passed
+from vidmatte.evaluation.report.mattes import Holds, SmallMatteReader, no_matte, what_it_holds
+from vidmatte.evaluation.report.measures import Measurer, Measures, small_size
+from vidmatte.evaluation.report.moments import Champions, Moment, doubt_of
+from vidmatte.evaluation.report.pairs import Comparison, Follower, Rhythm, paired
+from vidmatte.evaluation.report.series import Series, Times
+from vidmatte.evaluation.report.stills import Developer, Shot, Stills
 from vidmatte.frames import Frame
 from vidmatte.inputs import source_of
 from vidmatte.outputs import refuse_same_file
@@ -183,7 +183,7 @@ class ReportRun:
     def _begin(self, firsts: list[Frame], rest: list[Iterator[Frame]]) -> None:
         """Look at the first pictures of the output and its matte; prepare what is filled in."""
         info, names = self._source.info, self._names
-        readers = [MatteReader(o.info, small_size(*info.upright_size)) for o in self._others]
+        readers = [SmallMatteReader(o.info, small_size(*info.upright_size)) for o in self._others]
         holds = [
             what_it_holds(reader, frame.picture)
             for reader, frame in zip(readers, firsts, strict=True)
@@ -275,7 +275,7 @@ class ReportRun:
 
     def _write(self) -> None:
         """Write the page, whole or not at all."""
-        from vidmatte.evaluation.report_page import page_of
+        from vidmatte.evaluation.report.page import page_of
 
         self.report.page = self.page
         data = page_of(self.report).encode("utf-8", "backslashreplace")

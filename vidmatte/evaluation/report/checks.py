@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from vidmatte.evaluation.report import Report
-    from vidmatte.evaluation.report_series import Times
+    from vidmatte.evaluation.report.analysis import Report
+    from vidmatte.evaluation.report.series import Times
 
 Grade = Literal["good", "look", "bad"]
 # From where the worst value deserves a look, and from where it is bad; found on six real clips.

@@ -24,7 +24,7 @@ Holds = Literal["alpha", "matte", "opaque"]
 MOST_TINT = 12  # levels of 255: what lossy compression may colour a grey matte
 
 
-class MatteReader:
+class SmallMatteReader:
     """Reads mattes out of the pictures of one file: their alpha, or themselves where grey.
 
     `size` is the (height, width) to read at. Belongs to one thread.
@@ -65,7 +65,7 @@ def has_alpha(picture: av.VideoFrame) -> bool:
     return any(component.is_alpha for component in picture.format.components)
 
 
-def what_it_holds(reader: MatteReader, picture: av.VideoFrame) -> Holds:
+def what_it_holds(reader: SmallMatteReader, picture: av.VideoFrame) -> Holds:
     """Say where a file's matte is: in its alpha, in its grey pictures, or nowhere."""
     if has_alpha(picture):
         return "alpha"
