@@ -41,7 +41,8 @@ def job_of(tmp_path: Path) -> Callable[..., Job]:
         folder = tmp_path / f"pictures{count}"
         if not folder.exists():
             make_folders(folder, count)
-        options = {"pack_side": 64, "held_out": 2, "validate_every": 4, "precision": "f32"} | more
+        options = {"pack_side": 64, "held_out": 2, "validate_every": 4, "threads": 1}
+        options |= {"precision": "f32"} | more
         folders = [(folder / "images", folder / "masks")]
         return Job(tmp_path / output, ROW, recipe, folders, **options)
 

@@ -86,7 +86,6 @@ def train(
     *,
     output: Path,
     export: bool,
-    threads: int | None,
     quiet: bool,
     **options: Any,
 ) -> int:
@@ -107,7 +106,6 @@ def train(
     if export:
         return _export(output)
     _check(images, masks)
-    _use_threads(threads)
     job = _job(output, list(zip(images, masks, strict=True)), **options)
     session = _session(job, console, stop)
     finished = _run(session, console, stop)
@@ -127,14 +125,6 @@ def _check(images: tuple[Path, ...], masks: tuple[Path, ...]) -> None:
         )
 
 
-def _use_threads(threads: int | None) -> None:
-    import torch
-
-    from vidmatte.backends import usable_cores
-
-    torch.set_num_threads(threads or usable_cores())
-
-
 def _job(
     output: Path,
     folders: list[tuple[Path, Path]],
@@ -149,10 +139,9 @@ def _job(
     pack_side: int,
     held_out: int,
     validate_every: int,
+    threads: int | None,
     **changes: Any,
 ) -> Job:
-    import torch
-
     from vidmatte.models.registry import row_named
     from vidmatte.training.recipe import RECIPES
     from vidmatte.training.session import Job
@@ -160,11 +149,9 @@ def _job(
     row = row_named(model)
     weight = teacher_weight if teacher else 0.0
     wanted = _changed(RECIPES[recipe], changes | {"teacher_weight": weight}, row.multiple_of)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     return Job(
         output, row, wanted, folders, start, _teacher(teacher), pack_side, held_out,
-        validate_every, device, precision,
+        validate_every, device, precision, threads,
     )  # fmt: skip
 
 

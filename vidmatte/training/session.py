@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
+from vidmatte.backends import usable_cores
 from vidmatte.errors import BackendError, ModelError, UsageError, printable
 from vidmatte.models.network import U2Net
 from vidmatte.models.registry import Model, row_named
@@ -42,7 +43,10 @@ _ANOTHER_FOLDER = "name another folder with --output, or the options of that run
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to train, on what, where. `folders` are pairs of (pictures, masks)."""
+    """What to train, on what, where. `folders` are pairs of (pictures, masks).
+
+    `device` is "auto", "cpu" or "cuda"; `threads` of the CPU are all cores where None.
+    """
 
     output: Path
     row: ModelRow
@@ -53,8 +57,9 @@ class Job:
     pack_side: int = 320
     held_out: int = 300
     validate_every: int = 500
-    device: str = "cpu"
+    device: str = "auto"
     precision: Precision = "bf16"
+    threads: int | None = None
 
 
 class Session:
@@ -66,6 +71,7 @@ class Session:
 
     def __init__(self, job: Job, told: Told) -> None:
         load_figure()
+        torch.set_num_threads(job.threads or usable_cores())
         self.job = job
         self.place = join(job.device, job.precision)
         found = [find_pairs(images, masks) for images, masks in job.folders]
@@ -219,6 +225,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def join(device: str, precision: Precision) -> Place:
     """Return this process's place, among the others if it was started by torchrun."""
     rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         if not torch.cuda.is_available():
             raise BackendError(
