@@ -1,15 +1,42 @@
-"""Results that are written whole or not at all, and pictures drawn by matplotlib."""
+"""Results beside a run: files that are written whole or not at all, and drawn pictures."""
 
 from __future__ import annotations
 
 import io
 import os
+import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vidmatte.errors import VidmatteError
+from vidmatte.errors import OutputError, UsageError, VidmatteError
+from vidmatte.outputs import refuse_same_file
 from vidmatte.sinks._shared import refused
-from vidmatte.sinks.part import PartFile
+from vidmatte.sinks.part import PartFile, check_target
+
+
+def check_results(
+    targets: Mapping[str, tuple[Path | None, tuple[str, ...]]],
+    inputs: Sequence[str],
+    *,
+    overwrite: bool,
+) -> None:
+    """Raise UsageError or OutputError for a result that cannot be written.
+
+    `targets` maps options to a file and the extensions that it may have; any where there are none.
+    """
+    named = {option: (path, kinds) for option, (path, kinds) in targets.items() if path is not None}
+    refuse_same_file([str(path) for path, _ in named.values()], list(inputs))
+    for option, (path, kinds) in named.items():
+        assert path is not None
+        if kinds and path.suffix.lower() not in kinds:
+            raise UsageError(
+                f"{path}: {option} cannot tell its format from {path.suffix!r}",
+                hint="use one of " + " ".join(kinds),
+            )
+        check_target(path, overwrite=overwrite)
+        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            raise OutputError(f"{path}: is not a regular file", hint="choose another name")
 
 
 def write_result(path: Path, data: bytes, *, overwrite: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vidmatte.cli.ticker import Ticker
 from vidmatte.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -21,13 +21,11 @@ if TYPE_CHECKING:
     from vidmatte.evaluation.saliency import Scores
     from vidmatte.evaluation.video_metrics import Metric
     from vidmatte.pipeline import Stop
-    from vidmatte.runner import Progress
 
     Decorator = Callable[[Callable[..., int]], Callable[..., int]]
     Targets = dict[str, tuple[Path | None, tuple[str, ...]]]
 
 STDOUT = Path("-")
-SHOWN_EVERY_S = 0.2
 
 
 def _path(option: str, metavar: str, text: str, *, required: bool = False) -> Decorator:
@@ -106,7 +104,7 @@ def saliency(
         "--plot": (plot, (".png", ".svg")),
     }
     _check(targets, [str(path) for pair in found for path in pair], overwrite=overwrite)
-    pairs = check_sizes(found, _leaver(console, stop))
+    pairs = check_sizes(found, Ticker(console, stop).leave_if_asked)
     choice = MattingChoice(None, None, backend, device, precision)
     predictors = predictors_for(models, weights, folders, pairs, mode, choice, size or 320)
     scores = _scored(predictors, pairs, console, stop)
@@ -134,8 +132,8 @@ def _mode(*, official: bool, raw: bool, size: int | None) -> Mode:
 
 
 def _check_packages(*, plots: bool) -> None:
-    from vidmatte.evaluation.results import load_figure
     from vidmatte.evaluation.saliency import load_pysodmetrics
+    from vidmatte.results import load_figure
 
     load_pysodmetrics()
     if plots:
@@ -154,7 +152,7 @@ def _found_pairs(images: Path, masks: Path, console: Console) -> list[tuple[Path
 
 
 def _check(targets: Targets, inputs: Sequence[str], *, overwrite: bool) -> None:
-    from vidmatte.evaluation.results import check_results
+    from vidmatte.results import check_results
 
     files = {option: target for option, target in targets.items() if target[0] != STDOUT}
     check_results(files, inputs, overwrite=overwrite)
@@ -167,7 +165,7 @@ def _scored(
     from vidmatte.runner import Progress
 
     console.noun = "picture"
-    show = _ticker(console, stop)
+    show = Ticker(console, stop)
     started_s, done, total = time.monotonic(), 0, len(predictors) * len(pairs)
 
     def each() -> None:
@@ -187,31 +185,6 @@ def _scored(
     return scores
 
 
-def _leaver(console: Console, stop: Stop) -> Callable[[], None]:
-    """Return a function that ends the command where a signal has asked to."""
-
-    def leave_if_asked() -> None:
-        if stop.reason is not None:
-            console.clear()
-            raise click.exceptions.Exit(128 + stop.reason)
-
-    return leave_if_asked
-
-
-def _ticker(console: Console, stop: Stop) -> Callable[[Progress], None]:
-    """Return a function that shows progress a few times a second, and leaves where asked to."""
-    leave_if_asked, shown_s = _leaver(console, stop), -math.inf
-
-    def tick(progress: Progress) -> None:
-        nonlocal shown_s
-        leave_if_asked()
-        if time.monotonic() - shown_s >= SHOWN_EVERY_S:
-            shown_s = time.monotonic()
-            console.progress(progress)
-
-    return tick
-
-
 def _write_saliency(
     scores: Sequence[Scores],
     title: str,
@@ -223,8 +196,8 @@ def _write_saliency(
     overwrite: bool,
 ) -> None:
     from vidmatte.evaluation.plots import plot_scores
-    from vidmatte.evaluation.results import write_result
     from vidmatte.evaluation.tables import saliency_csv, saliency_json, saliency_table
+    from vidmatte.results import write_result
 
     if csv is not None:
         write_result(csv, saliency_csv(scores), overwrite=overwrite)
@@ -237,7 +210,7 @@ def _write_saliency(
 
 def _write_document(json: Path | None, document: bytes, text: str, *, overwrite: bool) -> None:
     """Write the document where it is wanted; print the text unless the document is printed."""
-    from vidmatte.evaluation.results import write_result
+    from vidmatte.results import write_result
 
     if json is not None and json != STDOUT:
         write_result(json, document, overwrite=overwrite)
@@ -281,10 +254,10 @@ def video(
     console, stop = _begin(quiet=quiet)
     from vidmatte.evaluation.contact import contact_sheet
     from vidmatte.evaluation.reading import open_mattes
-    from vidmatte.evaluation.results import load_figure, write_result
     from vidmatte.evaluation.tables import VIDEO_NAMES, video_csv, video_json, video_table
     from vidmatte.evaluation.video import compare
     from vidmatte.evaluation.video import moments as read_moments
+    from vidmatte.results import load_figure, write_result
 
     if no_conn and by == "conn":
         raise UsageError("--by conn and --no-conn exclude each other", hint="leave one out")
@@ -293,14 +266,16 @@ def video(
     inputs = [file for name in (prediction, truth) for file in open_mattes(name).files]
     targets: Targets = {"--json": (json, ()), "--csv": (csv, ()), "--contact": (contact, (".png",))}
     _check(targets, inputs, overwrite=overwrite)
-    found = compare(prediction, truth, conn=not no_conn, each=_ticker(console, stop))
+    found = compare(prediction, truth, conn=not no_conn, each=Ticker(console, stop))
     for warning in found.warnings:
         console.warn(warning)
     console.clear()
     if csv is not None:
         write_result(csv, video_csv(found), overwrite=overwrite)
     if contact is not None:
-        worst = read_moments(prediction, truth, found, by, moments, _leaver(console, stop))
+        worst = read_moments(
+            prediction, truth, found, by, moments, Ticker(console, stop).leave_if_asked
+        )
         title = f"{printable(Path(prediction).name)}: worst {VIDEO_NAMES[by]}"
         write_result(contact, contact_sheet(worst, VIDEO_NAMES[by], title), overwrite=overwrite)
     names = {"prediction": printable(prediction), "truth": printable(truth)}

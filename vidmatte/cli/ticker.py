@@ -28,9 +28,13 @@ class Ticker:
 
     def __call__(self, progress: Progress) -> None:
         """Show `progress` if the last was a while ago. Raises click's Exit after a signal."""
-        if self._stop is not None and self._stop.reason is not None:
-            self._console.clear()
-            raise click.exceptions.Exit(128 + self._stop.reason)
+        self.leave_if_asked()
         if time.monotonic() - self._shown_s >= SHOWN_EVERY_S:
             self._shown_s = time.monotonic()
             self._console.progress(progress)
+
+    def leave_if_asked(self) -> None:
+        """Raise click's Exit after a signal."""
+        if self._stop is not None and self._stop.reason is not None:
+            self._console.clear()
+            raise click.exceptions.Exit(128 + self._stop.reason)

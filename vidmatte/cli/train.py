@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from vidmatte.cli.ticker import Ticker
 from vidmatte.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -199,7 +200,6 @@ def _session(job: Job, console: Console, stop: Stop) -> Session:
 
 
 def _packing(console: Console, stop: Stop) -> Told:
-    from vidmatte.cli.ticker import Ticker
     from vidmatte.runner import Progress
 
     show = Ticker(console, stop)
@@ -215,7 +215,6 @@ def _packing(console: Console, stop: Stop) -> Told:
 
 
 def _run(session: Session, console: Console, stop: Stop) -> bool:
-    from vidmatte.cli.ticker import Ticker
     from vidmatte.runner import Progress
 
     show = Ticker(console)  # the session itself stops, between two steps

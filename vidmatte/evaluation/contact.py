@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidmatte.compute.cpu._shared import load_cv2
-from vidmatte.evaluation.results import load_figure, picture_of, plain
 from vidmatte.evaluation.tables import clock
+from vidmatte.results import load_figure, picture_of, plain
 
 if TYPE_CHECKING:
     from vidmatte.evaluation.video import Moment

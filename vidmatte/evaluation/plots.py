@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidmatte.evaluation.results import load_figure, picture_of, plain
+from vidmatte.results import load_figure, picture_of, plain
 
 if TYPE_CHECKING:
     from vidmatte.evaluation.saliency import Scores
