@@ -50,6 +50,16 @@ _BLUR = 0.004  # standard deviation of the background's defocus, in heights
 _SOUND_RATE = 48000
 
 
+class Subject(NamedTuple):
+    """Who moves: straight `colour` (S, S, 3) RGB everywhere, and `alpha` (S, S), both uint8.
+
+    It stands on row .9375 of S; what is below is hidden by the lower edge of the frame.
+    """
+
+    colour: Picture
+    alpha: Picture
+
+
 class SyntheticFrame(NamedTuple):
     """One rendered frame with its truth.
 
@@ -86,7 +96,8 @@ class SyntheticClip:
     `scenario`: `walk` moves smoothly; `fast` stands still, starts suddenly, stops and returns;
     `static` has only sensor noise and drifting light; `cut` changes shot at each third; `empty`
     has nobody from .3 to .7 of the clip; `handheld` shakes. `noise` is the sensor noise's standard
-    deviation in levels. `background_rgb` replaces the photographs by one colour (green screen).
+    deviation in levels. `background_rgb` replaces the photographs by one colour (green screen),
+    `photo` (any size, uint8 RGB, shown in focus) by another; `subject` replaces the person.
     Any frame can be rendered in any order. Raises `VidmatteError` without scikit-image.
     """
 
@@ -101,14 +112,18 @@ class SyntheticClip:
         scenario: Scenario = "walk",
         noise: float = 2.0,
         background_rgb: tuple[int, int, int] | None = None,
+        photo: Picture | None = None,
+        subject: Subject | None = None,
     ) -> None:
         if scenario not in SCENARIOS:
             raise UsageError(f"no such scenario: {scenario}", hint=f"one of {', '.join(SCENARIOS)}")
         self.width, self.height = width, height
         self.frame_rate, self.frame_count = frame_rate, frame_count
         self.seed, self.scenario, self.noise = seed, scenario, noise
-        self._colour, self._alpha = _scaled_subject(height)
+        self._colour, self._alpha = _scaled_subject(height) if subject is None else subject
         self._backgrounds = _backgrounds(width, height, background_rgb)
+        if photo is not None:
+            self._backgrounds = [_enlarged(photo, width, height)]
         self._grain = _grain(width, height, noise, seed)
 
     def render(self, index: int) -> SyntheticFrame:
@@ -354,20 +369,25 @@ def _gain(picture: Picture, gain: float) -> Picture:
     return np.asarray(cv2.convertScaleAbs(picture, alpha=gain), np.uint8)
 
 
+def subject_side_px(height: int) -> int:
+    """Return the S of a `Subject` that poses warp about 1:1 in frames of `height`."""
+    return round(height * _SUBJECT_PX / _SHOWN_PX)
+
+
 @lru_cache(maxsize=2)
-def _scaled_subject(height: int) -> tuple[Picture, Picture]:
-    """The cut-out's colour (S, S, 3) and alpha (S, S), S rows such that poses warp it about 1:1."""
+def _scaled_subject(height: int) -> Subject:
+    """The person, cut out."""
     import cv2
 
     alpha = _read_rgb(Path(__file__).with_name("astronaut_alpha.png"))[..., 0]
     colour = _without_background(_photo("astronaut.png"), alpha)
-    side = round(height * _SUBJECT_PX / _SHOWN_PX)
+    side = subject_side_px(height)
     how = cv2.INTER_AREA if side < _SUBJECT_PX else cv2.INTER_CUBIC
     colour, alpha = (
         np.asarray(cv2.resize(part, (side, side), interpolation=how), np.uint8)
         for part in (colour, alpha)
     )
-    return colour, alpha
+    return Subject(colour, alpha)
 
 
 def _without_background(image: Picture, alpha: Picture) -> Picture:
@@ -406,11 +426,18 @@ def _backgrounds(width: int, height: int, rgb: tuple[int, int, int] | None) -> l
         photo = photo[
             int(top * rows) : int(bottom * rows), int(left * columns) : int(right * columns)
         ]
-        factor = _BACKGROUND_MARGIN * max(width / photo.shape[1], height / photo.shape[0])
-        how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-        large = cv2.resize(photo, None, fx=factor, fy=factor, interpolation=how)
+        large = _enlarged(photo, width, height)
         enlarged.append(np.asarray(cv2.GaussianBlur(large, (0, 0), _BLUR * height), np.uint8))
     return enlarged
+
+
+def _enlarged(photo: Picture, width: int, height: int) -> Picture:
+    """Scale a photograph so that it is larger than the frame, for pan and zoom."""
+    import cv2
+
+    factor = _BACKGROUND_MARGIN * max(width / photo.shape[1], height / photo.shape[0])
+    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(photo, None, fx=factor, fy=factor, interpolation=how), np.uint8)
 
 
 def _grain(width: int, height: int, noise: float, seed: int) -> Picture:
