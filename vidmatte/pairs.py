@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_BYTES = 1 << 28
 """A picture file larger than this is not read."""
+
+
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,12 @@ def pictures_in(folder: Path) -> dict[str, Path]:
             )
         found[path.stem] = path
     return found
+
+
+def some(names: Sequence[str]) -> str:
+    """List the first few names, for a message that counts them."""
+    more = "" if len(names) <= _NAMED else " …"
+    return ", ".join(names[:_NAMED]) + more
 
 
 def read_rgb(path: Path) -> Picture:

@@ -141,8 +141,7 @@ def _check_packages(*, plots: bool) -> None:
 
 
 def _found_pairs(images: Path, masks: Path, console: Console) -> list[tuple[Path, Path]]:
-    from vidmatte.evaluation.predictions import some
-    from vidmatte.pairs import find_pairs
+    from vidmatte.pairs import find_pairs, some
 
     pairs = find_pairs(images, masks)
     if pairs.alone:

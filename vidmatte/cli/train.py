@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from vidmatte.training.trainer import Precision
 
 _SIZE = re.compile(r"(\d{2,4})(?:x(\d{2,4}))?", re.ASCII)
-_NAMED = 3  # pictures in a warning that counts them
 
 
 class SizesType(click.ParamType["tuple[Size, ...]"]):
@@ -178,6 +177,7 @@ def _teacher(name: str | None) -> Model | None:
 
 
 def _session(job: Job, console: Console, stop: Stop) -> Session:
+    from vidmatte.pairs import some
     from vidmatte.training.session import Session
 
     session = Session(job, _packing(console, stop))
@@ -187,8 +187,7 @@ def _session(job: Job, console: Console, stop: Stop) -> Session:
         ("unreadable", session.unreadable),
     ):
         if names:
-            some = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
-            console.warn(f"left out {len(names)}, {what}: {some}")
+            console.warn(f"left out {len(names)}, {what}: {some(names)}")
     place = session.place
     console.say(
         f"{session.count} pictures, {job.recipe.steps} steps of {job.recipe.batch * place.world} "

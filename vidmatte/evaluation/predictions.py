@@ -18,7 +18,7 @@ from vidmatte.errors import BackendError, InputError, UsageError
 from vidmatte.evaluation.reading import MatteReader
 from vidmatte.matting import Matting, MattingChoice, Network, find_model
 from vidmatte.models.table import Curve, multiply_adds, network_size, parameter_count
-from vidmatte.pairs import pictures_in, read_rgb
+from vidmatte.pairs import pictures_in, read_rgb, some
 from vidmatte.renders import working_layout
 from vidmatte.sources.file import FileSource
 from vidmatte.threads import network_threads
@@ -32,7 +32,6 @@ Mask = NDArray[np.bool_]
 Mode = Literal["matte", "raw", "official"]
 
 OFFICIAL_SIDE = 320  # u2net_test.py: RescaleT(320)
-_NAMED = 3  # names in a message that counts them
 
 
 class Pair(NamedTuple):
@@ -275,9 +274,3 @@ def _refuse_equal_labels(labels: Sequence[str]) -> None:
             raise UsageError(
                 f"{label}: is named twice", hint="give --pred another name, or leave one out"
             )
-
-
-def some(names: Sequence[str]) -> str:
-    """List the first few names."""
-    more = "" if len(names) <= _NAMED else " …"
-    return ", ".join(names[:_NAMED]) + more
