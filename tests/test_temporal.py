@@ -71,6 +71,39 @@ def test_flicker_of_a_moving_scene_is_damped(scenario: Scenario, lookahead: int)
     assert error[1] < 0.7 * error[0], error
 
 
+def _part() -> tuple[slice, slice]:
+    """The middle of the subject of `static` in its map; flat, far from its edges."""
+    return slice(70, 86), slice(82, 98)
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_a_part_that_comes_and_goes_stays(lookahead: int) -> None:
+    """The network drops the same part of the subject from every other frame."""
+    images, truth = _clip("static")
+    assert truth[(0, *_part())].min() == 1
+    raw = cv2.GaussianBlur(truth[0], (0, 0), 1)[None].repeat(FRAMES, axis=0)
+    for index in range(1, FRAMES, 2):
+        hole = np.zeros_like(raw[0])
+        hole[_part()] = 0.7
+        raw[index] -= cv2.GaussianBlur(hole, (0, 0), 3)
+    steady = _filtered(np.ascontiguousarray(raw), images, lookahead)
+    middle = steady[10:, 78, 90]
+    assert np.ptp(raw[:, 78, 90]) > 0.6
+    assert np.ptp(middle) < 0.25, middle
+
+
+def test_a_lasting_change_of_mind_is_followed_soon() -> None:
+    """Half of the way within a fifth of a second, nearly all within half."""
+    images, truth = _clip("static")
+    raw = truth.copy()
+    raw[:10][(slice(None), *_part())] = 0
+    steady = _filtered(raw, images, 0)
+    middle = steady[:, 78, 90]
+    assert middle[9] == 0
+    assert middle[16] > 0.5, middle
+    assert middle[25] > 0.9, middle
+
+
 @pytest.mark.parametrize("lookahead", [0, 1, 2])
 @pytest.mark.parametrize("scenario", ["fast", "walk", "empty"])
 def test_a_true_map_is_followed_without_lag_or_ghost(scenario: Scenario, lookahead: int) -> None:

@@ -3,12 +3,15 @@
 Each map is averaged with its neighbours in time, carried to it by optical flow (carry.py) and
 trusted only where the carried picture looks like the present one. Past: the previous steady map, so
 the average is recursive. Future: raw maps, if looked ahead.
+
+At an edge a memory can only blur; there it weighs little, and a large change ends it. Where a map
+is flat and unsure, no edge can be smeared: there the memory is long, and parts of a subject that
+the network takes and drops from frame to frame stay.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +19,15 @@ import numpy as np
 from vidmatte.compute.cpu.carry import Moment, carry, falling, small_grey
 
 if TYPE_CHECKING:
-    from vidmatte.compute.cpu.carry import Floats, Picture
+    from vidmatte.compute.cpu.carry import Carried, Floats, Picture
 
 _PAST_WEIGHT = 1.5  # against 1 for the present
+_FLAT_PAST_WEIGHT = 8.0  # more, where both maps are flat and not both sure of the same
 _FUTURE_WEIGHTS = (0.8, 0.6)
 # A moved map may differ this much from the present one; more is a ghost of a wrong flow.
 _GHOST = (0.15, 0.4)
+_FLAT_GHOST = (0.6, 1.2)
+_FLAT_CELLS, _FLAT_RANGE = 2, 0.5  # flat: so far around, values range over much less than that
 
 
 class TemporalFilter:
@@ -36,6 +42,7 @@ class TemporalFilter:
             raise ValueError(f"lookahead {lookahead}")
         self._lookahead = lookahead
         self._past: Moment | None = None
+        self._age = 0  # frames that the past remembers
         self._waiting: deque[Moment] = deque()
 
     def push(self, probability: Floats, image: Picture) -> list[Floats]:
@@ -55,21 +62,61 @@ class TemporalFilter:
 
     def _next(self) -> Floats:
         now = self._waiting.popleft()
-        neighbours = [] if self._past is None else [(self._past, _PAST_WEIGHT)]
-        neighbours += zip(self._waiting, _FUTURE_WEIGHTS, strict=False)
-        steady = _average(now, neighbours)
+        average = _Average(now)
+        known = self._past is not None and average.add_past(self._past, self._age)
+        self._age = self._age + 1 if known else 1
+        for moment, weight in zip(self._waiting, _FUTURE_WEIGHTS, strict=False):
+            average.add_future(moment, weight)
+        steady = average.value
         self._past = Moment(steady, now.grey)
         return steady
 
 
-def _average(now: Moment, neighbours: Iterable[tuple[Moment, float]]) -> Floats:
-    total, weight = now.value, np.ones_like(now.value)
-    for moment, strength in neighbours:
-        brought = carry(moment.at(now.grey.shape), now.grey)
+class _Average:
+    """The weighted mean of the present map and others that are carried to it."""
+
+    def __init__(self, now: Moment) -> None:
+        self._now = now
+        self._total, self._weight = now.value, np.ones_like(now.value)
+
+    @property
+    def value(self) -> Floats:
+        return np.asarray(self._total / self._weight, np.float32)
+
+    def add_past(self, moment: Moment, age: int) -> bool:
+        """Return whether there is anything to remember: False across a cut."""
+        brought = self._brought(moment)
         if brought is None:
-            continue
-        ghostless = falling(np.abs(brought.value - now.value), *_GHOST)
-        trust = np.where(brought.still, brought.trust, brought.trust * ghostless)
-        trust *= np.float32(strength)
-        total, weight = total + brought.value * trust, weight + trust
-    return np.asarray(total / weight, np.float32)
+            return False
+        now, then = self._now.value, brought.value
+        flat = _flatness(now) * _flatness(then)
+        change = np.abs(then - now)
+        alike = np.maximum(falling(change, *_GHOST), falling(change, *_FLAT_GHOST) * flat)
+        middle = now + then
+        unsure = middle * (2 - middle)  # 1 at a mean of one half, 0 where both are sure
+        weight = np.float32(_PAST_WEIGHT) + np.float32(_FLAT_PAST_WEIGHT) * flat * unsure
+        self._add(brought, alike, np.minimum(weight, np.float32(age)))  # young: a plain mean
+        return True
+
+    def add_future(self, moment: Moment, weight: float) -> None:
+        brought = self._brought(moment)
+        if brought is not None:
+            alike = falling(np.abs(brought.value - self._now.value), *_GHOST)
+            self._add(brought, alike, np.float32(weight))
+
+    def _brought(self, moment: Moment) -> Carried | None:
+        return carry(moment.at(self._now.grey.shape), self._now.grey)
+
+    def _add(self, brought: Carried, alike: Floats, weight: Floats | np.float32) -> None:
+        trust = np.where(brought.still, brought.trust, brought.trust * alike) * weight
+        self._total = np.asarray(self._total + brought.value * trust, np.float32)
+        self._weight = np.asarray(self._weight + trust, np.float32)
+
+
+def _flatness(value: Floats) -> Floats:
+    """1 where a map is the same all around, 0 near an edge."""
+    import cv2
+
+    around = np.ones((2 * _FLAT_CELLS + 1,) * 2, np.uint8)
+    span = cv2.subtract(cv2.dilate(value, around), cv2.erode(value, around))
+    return falling(np.asarray(span, np.float32), 0.0, _FLAT_RANGE)
