@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from typing import TYPE_CHECKING
 
-from vidmatte.sources._extent import is_broken_matroska, promised_bytes
+from vidmatte.sources._extent import promised_bytes
+from vidmatte.sources._matroska import Chain, follow_chain
 
 if TYPE_CHECKING:
     import av
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 
 GAP_FRAMES = 1.75  # from here up, a step in time is a hole
 MOST_GAPS = 0.1  # of all steps; with more holes than that the rate simply varies
+HIDING = frozenset({"vp8", "vp9", "av1", "libdav1d"})  # have pictures that are never shown
+LATEST_PACKETS = 64  # more than a decoder's threads and reordering hold back
+EVEN_FRAMES = 0.75, 1.25  # a step of an even rhythm; two of them where a picture is missing
 
 
 class DamageReport:
@@ -27,6 +32,9 @@ class DamageReport:
         self.unstamped = 0
         self.not_later = 0
         self.pictures = 0
+        self._shown: int | None = None
+        self._step = 1
+        self._latest_stamps: deque[int | None] = deque(maxlen=LATEST_PACKETS)
         self.damaged = False
         self._lost: list[float | None] = []
         self._damaged: list[float | None] = []
@@ -40,17 +48,32 @@ class DamageReport:
         self._end_s: float | None = None
         self._jumps = 0
         self._encrypted = False
-        self._broken = False
+        self._chain = Chain()
+        self._undelivered = 0
+        self._first_byte: int | None = None
+        self._last_byte = 0
+        self._is_even = True
         self._steps = 0
         self._gaps = 0
         self._absent = 0
+        self._widest = 0
+        self._before = 0.0
+        self._began_byte = 0
+        self._ends_missing = 0
+        self._is_read_whole = False
+        self._hides = False
         self._gap_s: float | None = None
         self.late_stream = False
 
     def saw(self, packet: Packet) -> None:
         """Count a packet of the picture."""
-        self._packets += not packet.is_discard
+        if not packet.is_discard:
+            self._packets += 1
+            self._latest_stamps.append(packet.pts)
         self._read += 1
+        if packet.pos is not None:
+            self._first_byte = packet.pos if self._first_byte is None else self._first_byte
+            self._last_byte = packet.pos
         if self._is_hidden(packet):
             self._hidden.append(self._time_near(packet))
         self._end_s = self._time_near(packet)
@@ -73,6 +96,23 @@ class DamageReport:
         self.damaged = True
         self._lost.append(self._time_near(packet))
 
+    def decoded(self, picture: av.VideoFrame) -> None:
+        """Count a picture that came out."""
+        self.pictures += 1
+        if picture.pts is not None:
+            self._shown = picture.pts if self._shown is None else max(self._shown, picture.pts)
+        if picture.is_corrupt:
+            self.corrupt(picture)
+
+    def drained(self) -> None:
+        """Count the last packets that gave no picture: a decoder with threads may not say so."""
+        if self._shown is None:
+            return
+        until = self._shown + EVEN_FRAMES[0] * self._step  # the second field of a picture is half
+        behind = sum(stamp is not None and stamp >= until for stamp in self._latest_stamps)
+        silent = min(behind, self._packets - self.pictures - len(self._lost))
+        self._lost += [self._end_s] * max(0, silent)
+
     def corrupt(self, picture: av.VideoFrame) -> None:
         """Count a picture that the decoder patched up."""
         self.damaged = True
@@ -87,17 +127,26 @@ class DamageReport:
         """Count a failed read."""
         self._read_errors += 1
 
+    def began(self, pts: int, step: int) -> None:
+        """Hear the first picture's time and the nominal distance of pictures."""
+        self._before, self._step = pts / step, step
+        self._began_byte = self._last_byte
+
     def stepped(self, frames: float, last_s: float) -> None:
         """Hear how many frames of the nominal rate lie between a picture and the next."""
         self._steps += 1
+        self._is_even &= EVEN_FRAMES[0] <= frames <= EVEN_FRAMES[1]
         if frames >= GAP_FRAMES:
             self._gaps += 1
             self._absent += round(frames) - 1
+            self._widest = max(self._widest, round(frames) - 1)
             self._gap_s = last_s + self._start_s if self._gap_s is None else self._gap_s
 
     def finished(self, stream: av.VideoStream, descriptor: int, jumps: int) -> None:
         """Look at the end whether the index promised more than the file holds."""
         self._jumps = jumps
+        self._is_read_whole = not self._start_s
+        self._hides = stream.codec_context.name in HIDING
         size = os.fstat(descriptor).st_size
         if stream.frames > self._read and size:
             self._missing = sum(e.pos + e.size > size for e in stream.index_entries)
@@ -105,10 +154,40 @@ class DamageReport:
         if promised is not None and promised > size > 0:
             self._cut = promised - size, promised
 
-    def look_closer(self, descriptor: int) -> None:
-        """Look, once all pictures are out, whether what is missing was wrecked in silence."""
-        if self._cut is None:
-            self._broken = is_broken_matroska(descriptor, thorough=self._gaps > 0)
+    def look_closer(self, descriptor: int, behind: float | None, video: int) -> None:
+        """Look, once all pictures are out, whether what is missing was wrecked in silence.
+
+        `behind` is how many frames of the nominal rate the file states behind the last picture,
+        None where it states no end, and 0 where the user ends it earlier. `video` counts the
+        file's tracks of pictures from 0.
+        """
+        if self._cut is not None:
+            return
+        ends = max(self._before, 0 if behind is None else behind)
+        is_whole = self._is_even and behind is not None and ends < EVEN_FRAMES[0]
+        self._chain = follow_chain(descriptor, video, thorough=not is_whole)
+        if self._is_read_whole:
+            self._undelivered = self._count_undelivered(self._chain.blocks)
+        if self._chain.broken is None:
+            return
+        first, last = self._chain.broken
+        if first < self._began_byte:
+            self._ends_missing += max(0, round(self._before))
+        if last > self._last_byte or self.pictures < self._packets:
+            self._ends_missing += max(0, round(behind or 0))
+        if last > self._last_byte and behind is None:
+            self._ends_missing += max(1, self._pictures_in(os.fstat(descriptor).st_size - last))
+
+    def _count_undelivered(self, blocks: int) -> int:
+        """How many of so many blocks were dropped by the demuxer, or by the decoder in a hole."""
+        unread = blocks - self._read
+        hidden = 0 if self._hides else blocks - self.pictures - self._undecoded()
+        return max(unread, min(hidden, self._absent))
+
+    def _pictures_in(self, size: int) -> int:
+        """Estimate how many pictures lay in so many bytes, as in those that were read."""
+        held = self._last_byte - (self._first_byte or 0)
+        return round(size * (self._read - 1) / max(1, held))
 
     def why_nothing(self) -> str:
         """Say why no picture came out at all."""
@@ -133,8 +212,7 @@ class DamageReport:
                 f"{_at([self._end_s], 'after')}"
             )
         elif self._lost:
-            lost = max(len(self._lost), self._packets - self.pictures)
-            causes.append(f"{_pictures(lost)} could not be decoded{_at(self._lost)}")
+            causes.append(f"{_pictures(self._undecoded())} could not be decoded{_at(self._lost)}")
         if self._damaged:
             count = _pictures(len(self._damaged))
             causes.append(f"{count} decoded with damage{_at(self._damaged)}")
@@ -148,17 +226,35 @@ class DamageReport:
             causes.append("a stream that begins late in the file is left out")
         return causes
 
+    def _undecoded(self) -> int:
+        """How many pictures were read and did not come out; without an error they are hidden."""
+        return max(len(self._lost), self._packets - self.pictures) if self._lost else 0
+
     def _gap_lines(self) -> list[str]:
         """Say what a damaged file no longer holds: holes in a rhythm that is otherwise even.
 
-        Without a sign of damage a hole is a pause, and where there are many the rate varies.
+        Without a sign of damage a hole is a pause. Where there are many the rate varies; if such
+        a file is broken for certain, the widest is what was lost.
         """
-        is_damaged = self._broken or self._lost or self._damaged or self._read_errors
+        is_broken = self._chain.broken is not None
+        is_damaged = is_broken or self._lost or self._damaged or self._read_errors
         is_even = self._gaps <= MOST_GAPS * self._steps
-        absent = self._absent - len(self._lost)
-        if is_damaged and is_even and absent > 0:
-            return [f"about {_pictures(absent)} missing{_at([self._gap_s], 'after')}"]
-        return ["the file is damaged"] if self._broken else []
+        inside = self._absent if is_even else self._widest if is_broken else 0
+        absent = inside + self._ends_missing - self._undecoded() if is_damaged else 0
+        absent = max(absent, self._undelivered)
+        gap_s = self._end_s if self._gap_s is None and self._before < 1 else self._gap_s
+        if self._chain.broken and absent <= 0 and not self._is_even:
+            absent = self._pictures_in(self._chain.skipped) - self._undecoded()
+            gap_s = self._time_of_byte(self._chain.broken[0])
+        if absent > 0:
+            return [f"about {_pictures(absent)} missing{_at([gap_s], 'after')}"]
+        return ["the file is damaged"] if is_broken else []
+
+    def _time_of_byte(self, position: int) -> float | None:
+        """Estimate when a place in the file is shown."""
+        if self._end_s is None or self._last_byte == 0:
+            return None
+        return self._start_s + (self._end_s - self._start_s) * min(1, position / self._last_byte)
 
     def mended(self) -> list[str]:
         """One line per kind of time stamp that was changed; nothing was lost by it."""

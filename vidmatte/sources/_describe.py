@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -61,6 +62,14 @@ def frame_rate(stream: av.VideoStream) -> Fraction:
         if rate and SANE_RATES[0] <= rate <= SANE_RATES[1]:
             return Fraction(rate)
     return Fraction(25)
+
+
+def stated_end_s(container: InputContainer, stream: av.VideoStream) -> float | None:
+    """When the pictures end by the file's own words: Matroska has a tag for it, else for all."""
+    tag = re.fullmatch(r"(\d{1,4}):(\d\d):(\d\d(?:\.\d*)?)", stream.metadata.get("DURATION", ""))
+    if tag is None:
+        return _duration_s(container, stream)
+    return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
 
 
 def _duration_s(container: InputContainer, stream: av.VideoStream) -> float | None:

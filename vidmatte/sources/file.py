@@ -16,7 +16,7 @@ from vidmatte.errors import InputError
 from vidmatte.frames import Frame, VideoInfo
 from vidmatte.sources import _shared
 from vidmatte.sources._damage import DamageReport
-from vidmatte.sources._describe import describe
+from vidmatte.sources._describe import describe, stated_end_s
 
 if TYPE_CHECKING:
     import av
@@ -185,9 +185,17 @@ class FileSource:
                 break
             yield Frame(picture, self.decoded, pts, self.info.time_base, duration)
             self.decoded += 1
-        self._report.look_closer(self._descriptor)
+        video = self.container.streams.video.index(self._stream)
+        self._report.look_closer(self._descriptor, self._frames_behind(), video)
         if not self.decoded:
             raise InputError(f"{self._name}: {reason}")
+
+    def _frames_behind(self) -> float | None:
+        """How many frames the file states behind its last picture; 0 where the user ends it."""
+        if self._length_s is not None:
+            return 0.0
+        end_s = stated_end_s(self.container, self._stream)
+        return None if end_s is None else self._mend.frames_until(end_s - (self._start_s or 0.0))
 
     def _all_pictures(self) -> Iterator[av.VideoFrame]:
         while self._waiting:
@@ -221,10 +229,9 @@ class FileSource:
                     return
                 continue
             for picture in pictures:
-                self._report.pictures += 1
-                if picture.is_corrupt:
-                    self._report.corrupt(picture)
+                self._report.decoded(picture)
                 yield picture
+        self._report.drained()
 
     def _is_cut(self, packet: Packet) -> bool:
         """Whether the file ends within the packet.
@@ -331,7 +338,14 @@ class _PresentationTimes:
         elif self._last is not None and pts <= self._last:
             self._report.not_later += 1
             pts = self._last + max(1, self._step // 8)
-        if self._last is not None:
+        if self._last is None:
+            self._report.began(pts, self._step)
+        else:
             self._report.stepped((pts - self._last) / self._step, float(self._last * self._base))
         self._last = pts
         return pts, picture.duration or 0
+
+    def frames_until(self, end_s: float) -> float:
+        """How many frames lie between the end of the last picture and `end_s`."""
+        last = self._last or 0
+        return (end_s / float(self._base) - last) / self._step - 1
