@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, cast
 
 from vidmatte.frames import VideoInfo
 from vidmatte.sinks import SinkReport
+from vidmatte.sinks._matroska import ROOM, write_aspect
 from vidmatte.sinks._shared import Turner, converter_for, translated
-from vidmatte.sinks._streams import Carrier, CompanionReader, kept_tags
+from vidmatte.sinks._streams import MATROSKA, Carrier, CompanionReader, kept_tags
 from vidmatte.sinks.plan import OutputPlan
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 MAX_INTERLEAVE_US = 1_000_000  # what the muxer holds back for a stream that is silent
 CLUSTER_MS = 500  # what a Matroska loses to a sudden end, beyond what the encoder holds
 APNG_TICKS = 65535  # a second has at most so many: a delay is a fraction of 16-bit numbers
+OWN_ASPECT = frozenset({"libx264", "libx265", "mpeg4", "ffv1"})  # codecs that have it themselves
+HELD_ASPECT = frozenset({"mp4", "mov", "apng"})  # containers that FFmpeg tells it
 INTERLACED_CODECS = {"libx264", "mpeg4", "ffv1"}
 CODEC_FLAG_INTERLACED = (1 << 18) | (1 << 29)  # AV_CODEC_FLAG_INTERLACED_DCT and _ME
 
@@ -68,6 +71,8 @@ class FileSink:
         self._interlaced = interlaced
         needs_marks = interlaced or info.sample_aspect_ratio != 1
         self._marker = FrameMarker(info) if needs_marks else None
+        self._patched = -1 if streamed else self._aspect_descriptor(descriptor)
+        self._is_started = False
         with translated(name):
             self._container = self._open()
             self._stream = self._add_video(muxing)
@@ -77,6 +82,11 @@ class FileSink:
                 )
                 self._container.metadata.update(kept_tags(self._companions.metadata))
                 self._container.set_chapters(self._companions.chapters)  # type: ignore[arg-type]
+
+    def _aspect_descriptor(self, descriptor: int) -> int:
+        """Return the file whose header has to be told the shape of its pixels, or -1."""
+        is_told = self._info.sample_aspect_ratio != 1 and self._plan.container in MATROSKA
+        return descriptor if is_told else -1
 
     def _open(self) -> OutputContainer:
         import av
@@ -136,6 +146,7 @@ class FileSink:
         if self._interlaced:
             context.flags |= CODEC_FLAG_INTERLACED
         stream.metadata.update(kept_tags(muxing.video_metadata))
+        self._prepare_aspect(stream)
         if info.display_matrix is not None and not plan.turned:
             stream.set_display_matrix(list(info.display_matrix))
         context.open()  # what the encoder refuses is known before a model is loaded
@@ -202,6 +213,28 @@ class FileSink:
         if self._carrier is not None and time_s is not None:
             self._carrier.carry(time_s)
         self._container.mux(packet)
+        if not self._is_started:
+            self._is_started = True
+            self._write_aspect()
+
+    def _prepare_aspect(self, stream: av.VideoStream) -> None:
+        """Make room in the header for the shape of pixels, or say that it is lost."""
+        plan, ratio = self._plan, self._info.sample_aspect_ratio
+        if self._patched >= 0:
+            stream.metadata["title"] = stream.metadata.get("title", "") + ROOM
+        elif ratio != 1 and plan.codec not in OWN_ASPECT and plan.container not in HELD_ASPECT:
+            place = "a pipe" if plan.container in MATROSKA else f".{plan.container}"
+            self.report.notes.append(
+                f"pixels of {ratio} become square: {plan.codec} in {place} cannot say their shape"
+            )
+
+    def _write_aspect(self) -> None:
+        """Put it into the header that was written."""
+        if self._patched >= 0:
+            context = self._stream.codec_context
+            ratio = context.sample_aspect_ratio
+            assert ratio is not None
+            write_aspect(self._patched, (context.width, context.height), ratio)
 
     def close(self) -> None:
         """Flush the encoder, mux what sound is left, and write the index."""
@@ -222,12 +255,13 @@ class FileSink:
         finally:
             with translated(self._name):
                 self._container.close()
+                self._write_aspect()  # the muxer has written its header anew
 
 
 class FrameMarker:
     """Marks pictures with field order and sample aspect ratio, which PyAV can only do by filters.
 
-    Some encoders and muxers take them from the pictures and not from the encoder's settings.
+    Some encoders take them from the pictures and not from their settings.
     """
 
     def __init__(self, info: VideoInfo) -> None:
