@@ -28,11 +28,12 @@ def draw_curves(history: History, title: str) -> bytes:
         left.plot(history.step, values, color=colour, alpha=0.25, linewidth=0.6)
         left.plot(*_smooth(history.step, values), color=colour, label=name)
     left.set(xlabel="step", ylabel="loss", yscale="log")
-    right.plot(history.validated, history.mae, "o-", color="tab:green", label="held-out pictures")
-    right.set(xlabel="step", ylabel="MAE", ylim=(0, None))
+    right.plot(history.validated, history.mae, "o-", color="tab:green")
+    top = 1.2 * max(history.mae, default=1.0)
+    right.set(xlabel="step", ylabel="MAE of pictures held out", ylim=(0, top))
+    left.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend()
     figure.suptitle(title)
     return picture_of(figure, "png", dpi=110)
 
