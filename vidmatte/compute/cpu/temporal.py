@@ -27,7 +27,8 @@ _FUTURE_WEIGHTS = (0.8, 0.6)
 # A moved map may differ this much from the present one; more is a ghost of a wrong flow.
 _GHOST = (0.15, 0.4)
 _FLAT_GHOST = (0.6, 1.2)
-_FLAT_CELLS, _FLAT_RANGE = 2, 0.5  # flat: so far around, values range over much less than that
+_LONGER_PX = 160  # larger maps are averaged smaller; what that changes is added to them
+_FLAT_CELLS, _FLAT_RANGE = 1, 0.5  # flat: so far around, values range over much less
 
 
 class TemporalFilter:
@@ -43,7 +44,7 @@ class TemporalFilter:
         self._lookahead = lookahead
         self._past: Moment | None = None
         self._age = 0  # frames that the past remembers
-        self._waiting: deque[Moment] = deque()
+        self._waiting: deque[tuple[Floats, Moment]] = deque()
 
     def push(self, probability: Floats, image: Picture) -> list[Floats]:
         """Take the map of the next frame; return the steady maps that are now known, in order.
@@ -51,7 +52,8 @@ class TemporalFilter:
         `probability` (h, w) float32 0..1 is copied. `image` (H, W, 3) uint8 RGB shows the same
         picture at any size. Sizes may change between calls: each result has the size of its map.
         """
-        self._waiting.append(Moment(probability.copy(), small_grey(image, probability.shape)))
+        small = _small(probability)
+        self._waiting.append((probability.copy(), Moment(small, small_grey(image, small.shape))))
         return [self._next()] if len(self._waiting) > self._lookahead else []
 
     def flush(self) -> list[Floats]:
@@ -61,15 +63,37 @@ class TemporalFilter:
         return rest
 
     def _next(self) -> Floats:
-        now = self._waiting.popleft()
+        probability, now = self._waiting.popleft()
         average = _Average(now)
         known = self._past is not None and average.add_past(self._past, self._age)
         self._age = self._age + 1 if known else 1
-        for moment, weight in zip(self._waiting, _FUTURE_WEIGHTS, strict=False):
+        for (_, moment), weight in zip(self._waiting, _FUTURE_WEIGHTS, strict=False):
             average.add_future(moment, weight)
         steady = average.value
         self._past = Moment(steady, now.grey)
-        return steady
+        return _changed(probability, now.value, steady)
+
+
+def _small(probability: Floats) -> Floats:
+    """Return a copy with a longer side of at most _LONGER_PX."""
+    import cv2
+
+    shrink = _LONGER_PX / max(probability.shape)
+    if shrink >= 1:
+        return probability.copy()
+    h, w = (max(1, round(side * shrink)) for side in probability.shape)
+    return np.asarray(cv2.resize(probability, (w, h), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _changed(probability: Floats, before: Floats, after: Floats) -> Floats:
+    """Change a map as its smaller form was changed; its own edges stay as fine as they are."""
+    import cv2
+
+    if probability.shape == after.shape:
+        return after
+    size = probability.shape[1], probability.shape[0]
+    change = cv2.resize(after - before, size)
+    return np.asarray(np.clip(probability + change, 0, 1), np.float32)
 
 
 class _Average:
