@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 _EPSILON = 2e-5  # of planes 0..1; below it a window's variance counts as noise
 _FLAT = 1e-4  # variance of a target below which there is nothing to explain
 _DOUBT = 3e-3  # variance left unexplained that halves a window's say among its neighbours
-_SURE_CELLS = 3  # a cell whose neighbours up to here are all of one mind is exact
+_SURE_CELLS = 2  # a cell whose neighbours up to here are all of one mind is exact
 # Of the way from 0 to 1 a target spends this much on what the curve cuts off at either end. The
 # filter then starts with a softer map than the matte will be, and motion blur stays soft.
-_MARGIN = 0.15
+_MARGIN = 0.125
 _SLACK_CELLS = 6  # as far around unsure cells the fit sees
 _REACH_CELLS = 1  # what colours make of a cell stays between the targets of those so near
 
