@@ -46,13 +46,14 @@ def errors(alphas: Sequence[Picture], truths: Sequence[Picture]) -> list[FrameEr
 
 
 def exactness(alphas: Sequence[Picture], truths: Sequence[Picture]) -> tuple[float, float]:
-    """Return the shares of inside at exactly 255 and of far outside at exactly 0."""
+    """Return the shares of inside at exactly 255 and of far outside at exactly 0; 1 of nothing."""
     around = np.ones((2 * MARGIN_PX + 1,) * 2, np.uint8)
     inside, outside = [], []
     for alpha, truth in zip(alphas, truths, strict=True):
         inside.append(alpha[cv2.erode(truth, around) == 255] == 255)
         outside.append(alpha[cv2.dilate(truth, around) == 0] == 0)
-    return float(np.concatenate(inside).mean()), float(np.concatenate(outside).mean())
+    shares = [np.concatenate(parts) for parts in (inside, outside)]
+    return tuple(float(share.mean()) if share.size else 1.0 for share in shares)  # type: ignore[return-value]
 
 
 def empty_alpha(alphas: Sequence[Picture], truths: Sequence[Picture]) -> float | None:
@@ -99,19 +100,23 @@ Colouring = Callable[[Sequence["Samples"], "Samples"], list["Samples"]]
 
 
 def foreground_error(
-    shot: Shot, alphas: Sequence[Picture], colouring: Colouring, every: int
-) -> float:
-    """Mean error of the foreground's colour where the true alpha is .05 to .95, levels of RGB."""
+    shot: Shot, alphas: Sequence[Picture], colouring: Colouring, every: int, *, as_seen: bool
+) -> float | None:
+    """Mean error of the foreground's colour where the true alpha is .05 to .95, levels of RGB.
+
+    `as_seen` weighs a colour by the matte: one that is not seen does not count.
+    """
     found = []
     for index in range(0, len(alphas), every):
         truth = shot.truths[index]
         soft = (truth >= 13) & (truth <= 242)
-        if not soft.any():
+        seen = alphas[index][soft].astype(np.float32) if as_seen else np.ones(soft.sum())
+        if not seen.any():
             continue
         colour = coloured(shot.footage.pictures[index], alphas[index], colouring)
         difference = np.abs(colour.astype(np.int16) - shot.footage.foregrounds[index])
-        found.append(float(difference[soft].mean()))
-    return float(np.mean(found)) if found else 0.0
+        found.append(float((difference[soft].mean(axis=1) * seen).sum() / seen.sum()))
+    return float(np.mean(found)) if found else None
 
 
 def coloured(picture: av.VideoFrame, alpha: Picture, colouring: Colouring) -> Picture:

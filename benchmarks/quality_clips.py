@@ -27,7 +27,7 @@ from vidmatte.sources.synthetic import Scenario, Subject, SyntheticClip, subject
 
 Picture = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-Who = Literal["person", "teddy", "singer"]
+Who = Literal["person", "teddy", "singer", "nobody"]
 
 FRAME_RATE = Fraction(30)
 _FINE = 4  # strands are drawn this many times larger
@@ -63,15 +63,16 @@ def _lamp(progress: float) -> float:
 
 CLIPS = (
     Clip("walk", "walk"),
-    Clip("fast", "fast", moments=32),
+    Clip("fast", "fast", moments=16),
     Clip("static", "static", noise=4, crf=28),
     Clip("cut", "cut"),
-    Clip("empty", "empty", moments=32),
+    Clip("empty", "empty", moments=16),
     Clip("handheld", "handheld", noise=4, crf=26),
     Clip("light", "walk", light=_lamp, seed=2),
     Clip("hair walk", "walk", "singer", seed=2),
     Clip("fur grass", "handheld", "teddy", noise=3, grass=True),
-    Clip("fur fast", "walk", "teddy", speed=5, seed=2, shutter=0.75, moments=32),
+    Clip("fur fast", "walk", "teddy", speed=5, seed=2, shutter=0.75, moments=16),
+    Clip("nobody", "walk", "nobody", seed=3),
 )
 
 
@@ -124,12 +125,20 @@ def render(clip: Clip, width: int, height: int, frame_count: int) -> Iterator[Re
         seed=clip.seed,
         noise=0,
         photo=_grass() if clip.grass else None,
-        subject=None if clip.who == "person" else drawn_subject(clip.who, subject_side_px(height)),
+        subject=_subject(clip.who, subject_side_px(height)),
     )
     open_moments = max(1, round(clip.shutter * clip.moments))
     for index in range(frame_count):
         first = index * clip.moments
         yield _exposed(source, range(first, first + open_moments))
+
+
+def _subject(who: Who, side: int) -> Subject | None:
+    if who == "person":
+        return None
+    if who == "nobody":
+        return Subject(np.zeros((side, side, 3), np.uint8), np.zeros((side, side), np.uint8))
+    return drawn_subject(who, side)
 
 
 def _exposed(source: SyntheticClip, moments: Sequence[int]) -> Rendered:
@@ -139,11 +148,11 @@ def _exposed(source: SyntheticClip, moments: Sequence[int]) -> Rendered:
     alpha = np.zeros(size, np.float32)
     for moment in moments:
         rendered = source.render(moment)
-        image += rendered.image
-        light += rendered.foreground * (rendered.alpha[..., None] * np.float32(1 / 255))
-        alpha += rendered.alpha
-    opacity = alpha[..., None] * np.float32(1 / 255)
-    own = np.where(opacity > 0, light / np.maximum(opacity, 1e-6), rendered.foreground)
+        cv2.accumulate(rendered.image, image)
+        cv2.accumulateProduct(rendered.foreground, cv2.merge([rendered.alpha] * 3), light)
+        cv2.accumulate(rendered.alpha, alpha)
+    weight = alpha[..., None]
+    own = np.where(weight > 0, light / np.maximum(weight, 1e-6), rendered.foreground)
     share = np.float32(1 / len(moments))
     return Rendered(image * share, alpha * share, np.asarray(own, np.float32))
 
@@ -172,8 +181,9 @@ def compressed(images: Sequence[Picture], crf: int) -> list[av.VideoFrame]:
     with av.open(memory, "w", format="matroska") as container:
         stream = container.add_stream("libx264", rate=FRAME_RATE)
         stream.height, stream.width = images[0].shape[:2]
-        stream.pix_fmt, stream.options = "yuv420p", {"crf": str(crf), "threads": "1"}
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": str(crf)}
         context = stream.codec_context
+        context.thread_count = 1  # the same bits every time, however busy the machine
         context.colorspace = context.color_primaries = context.color_trc = MATRIX_BT709
         context.color_range = RANGE_LIMITED
         for picture in converted(images):
@@ -181,6 +191,7 @@ def compressed(images: Sequence[Picture], crf: int) -> list[av.VideoFrame]:
         container.mux(stream.encode(None))
     memory.seek(0)
     with av.open(memory) as container:
+        container.streams.video[0].codec_context.thread_count = 1
         return list(container.decode(video=0))
 
 

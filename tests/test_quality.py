@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,14 @@ from vidmatte.sources.synthetic import SCENARIOS
 
 FRAMES = 24  # of every scenario, the whole clip: its motions are three times as fast as usual
 # The reach: less of each error than per-frame bilinear mattes under the same curve.
-GRADIENT, DTSSD = 0.75, 0.60
+GRADIENT, DTSSD, MAD = 0.45, 0.60, 0.75
+# With hair, motion blur, noise and H.264, against plain bilinear mattes without a curve, as peers
+# make them. dtSSD is to come down to .40, which no enlargement of these networks' answers reaches,
+# nor of true ones (benchmarks/NOTES.md, Matte quality).
+HARD_GRADIENT, HARD_DTSSD, HARD_MAD = 0.60, 0.85, 0.90
+HARD_FRAMES = 24
+WORSE_MAD = 0.5  # what one clip may lose
+LIVE_DTSSD = 1.15  # of the dtSSD of files, which may look ahead
 # Below 0.3 levels of 255 an error is of rounding and sensor noise, not of the matte.
 NOISE_MAD = 1.2
 
@@ -49,24 +57,47 @@ def shots(quality: SimpleNamespace) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def alphas(quality: SimpleNamespace, shots: dict[str, Any]) -> dict[tuple[str, str], list[Any]]:
+    parts = quality.NO_TEMPORAL, quality.NO_REFINEMENT
+    return _mattes(quality, shots, quality.CURVED, quality.OURS, quality.LIVE, *parts)
+
+
+@pytest.fixture(scope="module")
+def hard_shots(quality: SimpleNamespace) -> dict[str, Any]:
+    """The benchmark's own clips, smaller and shorter."""
+    backend = open_backend(resolve_model("live"), size=(192, 320), device="cpu", precision="f32")
+    found = {}
+    for clip in quality.CLIPS:
+        footage = quality.film(replace(clip, moments=4), 640, 360, HARD_FRAMES)
+        found[clip.name] = quality.shoot(footage, backend)
+    backend.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def hard_alphas(
+    quality: SimpleNamespace, hard_shots: dict[str, Any]
+) -> dict[tuple[str, str], list[Any]]:
+    plain = quality.PLAIN, quality.STRETCHED
+    return _mattes(quality, hard_shots, *plain, quality.OURS, quality.LIVE, quality.NO_TEMPORAL)
+
+
+def _mattes(
+    quality: SimpleNamespace, shots: dict[str, Any], *names: str
+) -> dict[tuple[str, str], list[Any]]:
     curve = resolve_model("live").row.curve
-    names = (
-        quality.CURVED,
-        quality.OURS,
-        quality.LIVE,
-        quality.NO_TEMPORAL,
-        quality.NO_REFINEMENT,
-        quality.STRETCHED,
-    )
     return {
-        (scenario, name): quality.mattes(shot, name, curve.lo, curve.hi)
-        for scenario, shot in shots.items()
+        (clip, name): quality.mattes(shot, name, curve.lo, curve.hi)
+        for clip, shot in shots.items()
         for name in names
     }
 
 
 def _mean(quality, shots, alphas, variant: str) -> dict[str, float]:  # type: ignore[no-untyped-def]
-    rows = [means(quality.errors(alphas[s, variant], shot.truths)) for s, shot in shots.items()]
+    rows = [
+        means(quality.errors(alphas[name, variant], shot.truths))
+        for name, shot in shots.items()
+        if name != "nobody"
+    ]
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
@@ -82,7 +113,7 @@ def test_gradient_flicker_and_mean_error_reach_their_targets(
     ours = _mean(quality, shots, alphas, variant)
     assert ours["grad"] <= GRADIENT * plain["grad"]
     assert ours["dtssd"] <= DTSSD * plain["dtssd"]
-    assert ours["mad"] <= plain["mad"]
+    assert ours["mad"] <= MAD * plain["mad"]
     assert ours["mse"] <= plain["mse"]
 
 
@@ -128,3 +159,60 @@ def test_inside_and_far_outside_are_exact(quality, shots, alphas) -> None:  # ty
     inside, outside = np.mean(shares, axis=0)
     assert inside >= 0.95
     assert outside >= 0.95
+
+
+@pytest.mark.parametrize("variant", ["ours", "ours, live (no look-ahead)"])
+def test_hard_clips_reach_their_targets(quality, hard_shots, hard_alphas, variant) -> None:  # type: ignore[no-untyped-def]
+    plain = _mean(quality, hard_shots, hard_alphas, quality.PLAIN)
+    ours = _mean(quality, hard_shots, hard_alphas, variant)
+    assert ours["grad"] <= HARD_GRADIENT * plain["grad"]
+    assert ours["dtssd"] <= HARD_DTSSD * plain["dtssd"]
+    assert ours["mad"] <= HARD_MAD * plain["mad"]
+
+
+def test_no_clip_is_worse_than_plain(quality, hard_shots, hard_alphas) -> None:  # type: ignore[no-untyped-def]
+    for name, shot in hard_shots.items():
+        mean = {
+            variant: np.mean(_mads(quality, hard_alphas[name, variant], shot.truths))
+            for variant in (quality.PLAIN, quality.OURS)
+        }
+        assert mean[quality.OURS] <= mean[quality.PLAIN] + WORSE_MAD, name
+
+
+def test_live_mattes_are_nearly_as_steady_as_those_of_files(
+    quality, hard_shots, hard_alphas
+) -> None:  # type: ignore[no-untyped-def]
+    live = _mean(quality, hard_shots, hard_alphas, quality.LIVE)
+    file = _mean(quality, hard_shots, hard_alphas, quality.OURS)
+    assert live["dtssd"] <= LIVE_DTSSD * file["dtssd"]
+
+
+@pytest.mark.parametrize("variant", ["ours", "ours, live (no look-ahead)"])
+def test_motion_that_starts_at_once_is_followed_within_a_frame(
+    quality, hard_shots, hard_alphas, variant
+) -> None:  # type: ignore[no-untyped-def]
+    truths = hard_shots["fast"].truths
+    start = quality.start_of_motion(truths)
+    assert quality.lag_frames(hard_alphas["fast", variant], truths, start) <= 1
+
+
+@pytest.mark.parametrize("variant", ["ours", "ours, live (no look-ahead)"])
+def test_cuts_of_compressed_video_need_no_frame_to_recover(
+    quality, hard_shots, hard_alphas, variant
+) -> None:  # type: ignore[no-untyped-def]
+    truths = hard_shots["cut"].truths
+    mads, alone = (
+        _mads(quality, hard_alphas["cut", name], truths)
+        for name in (variant, "ours without temporal")
+    )
+    assert quality.recovery_frames(mads, alone, quality.cuts(truths)) == 0
+
+
+def test_an_empty_stretch_stays_empty_where_stretching_lights_it_up(
+    quality, hard_shots, hard_alphas
+) -> None:  # type: ignore[no-untyped-def]
+    for clip in ("empty", "nobody"):
+        truths = hard_shots[clip].truths
+        for name in (quality.OURS, quality.LIVE):
+            assert quality.empty_alpha(hard_alphas[clip, name], truths) <= 0.01, (clip, name)
+        assert quality.empty_alpha(hard_alphas[clip, quality.STRETCHED], truths) > 0.1, clip
