@@ -36,7 +36,8 @@ _SURE_CELLS = 2  # a cell whose neighbours up to here are all of one mind is exa
 # filter then starts with a softer map than the matte will be, and motion blur stays soft.
 _MARGIN = 0.125
 _SLACK_CELLS = 6  # as far around unsure cells the fit sees
-_REACH_CELLS = 1  # what colours make of a cell stays between the targets of those so near
+_REACH_CELLS = 1  # what colours make of a cell stays between the targets of those so near,
+_HELD = 0.8  # and where all of those are that sure of the same, it stays as it is
 
 
 class _Window(NamedTuple):
@@ -186,12 +187,14 @@ def _within(values: Floats, low: Floats, high: Floats) -> Floats:
 
 
 def _bounds(target: Floats) -> tuple[Floats, Floats]:
-    """The lowest and highest target near every cell: what colours may make of it."""
+    """Between what colours may move the target of every cell: an edge, not what is within it."""
     import cv2
 
     around = np.ones((2 * _REACH_CELLS + 1,) * 2, np.uint8)
     low, high = cv2.erode(target, around), cv2.dilate(target, around)
-    return np.asarray(low, np.float32), np.asarray(high, np.float32)
+    floor = np.where(low >= _HELD, target, low)
+    ceiling = np.where(high <= 1 - _HELD, target, high)
+    return np.asarray(floor, np.float32), np.asarray(ceiling, np.float32)
 
 
 def _fit(guide: list[Floats], target: Floats, window: _Window) -> _Linear:
