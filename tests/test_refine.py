@@ -114,3 +114,46 @@ def test_upsample_is_bilinear_then_the_curve(bits: int) -> None:
     assert np.abs(alpha - expected).max() <= (ONE_LEVEL if bits == 8 else 4)
     assert (alpha[fine <= LO - 1e-4] == 0).all()
     assert (alpha[fine >= HI + 1e-4] == peak).all()
+
+
+def _disc(radius: float, softness: float) -> np.ndarray:
+    rows, columns = np.indices((360, 640))
+    distance = np.hypot(rows - 180, columns - 320)
+    return np.clip((radius - distance) / softness + 0.5, 0, 1).astype(np.float32)
+
+
+def _coloured(alpha: np.ndarray, inside: float, outside: float) -> list[np.ndarray]:
+    """Planes of 4:4:4 whose luma is `inside` of alpha 1, with a little noise."""
+    rng = np.random.default_rng(2)
+    luma = outside + (inside - outside) * alpha + rng.normal(0, 1.5, alpha.shape)
+    return [luma.astype(np.uint8)] + [rng.integers(126, 131, alpha.shape, np.uint8)] * 2
+
+
+def test_an_edge_moves_to_where_colours_put_it() -> None:
+    """The network's disc is soft and half a cell too large."""
+    truth = _disc(100, 1)
+    small = cv2.resize(_disc(103, 20), (160, 96), interpolation=cv2.INTER_AREA)
+    planes = _coloured(truth, 200, 60)
+    plain = upsample(small, 640, 360, lo=LO, hi=HI) / 255
+    ours = refine(small, planes, lo=LO, hi=HI) / 255
+    error = [np.abs(a - truth).mean() for a in (plain, ours)]
+    assert error[1] < 0.15 * error[0], error
+
+
+def test_motion_blur_stays_as_soft_as_it_is() -> None:
+    truth = _disc(100, 24)
+    small = cv2.resize(_disc(100, 24), (160, 96), interpolation=cv2.INTER_AREA)
+    ours = refine(small, _coloured(truth, 200, 60), lo=LO, hi=HI) / 255
+    plain = upsample(small, 640, 360, lo=LO, hi=HI) / 255
+    error = [np.abs(a - truth).mean() for a in (plain, ours)]
+    assert error[1] < 0.8 * error[0], error
+
+
+def test_a_part_of_the_colour_behind_it_within_a_subject_stays() -> None:
+    """A band across the disc looks just like what is behind it."""
+    truth = _disc(100, 1)
+    planes = _coloured(truth, 200, 60)
+    planes[0][170:190, 240:400] = 60
+    small = cv2.resize(_disc(100, 12), (160, 96), interpolation=cv2.INTER_AREA)
+    ours = refine(small, planes, lo=LO, hi=HI)
+    assert (ours[172:188, 250:390] == 255).all()
