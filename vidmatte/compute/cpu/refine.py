@@ -49,8 +49,8 @@ class _Window(NamedTuple):
 
 
 _COLOUR, _GREY = _Window(160, 2, 3), _Window(240, 1, 1)  # grey alone is misled by wide windows
-_WIDE = _Window(120, 2, 8)
-_MOMENTUM = 0.7  # of the last step of a pass, added to the next: as good as twice the passes
+_WIDE = _Window(120, 2, 4)
+_MOMENTUM = 1.0  # of the last step of a pass, added to the next: as good as twice the passes
 
 
 @dataclass(frozen=True, slots=True)
