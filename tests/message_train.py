@@ -56,7 +56,8 @@ def unpacked(folder: Path, patch: Patch) -> None:
     from vidmatte.models.table import models
 
     weights = U2Net(models()["live"].network).state_dict()
-    checkpoint(model="live", weights=weights)(folder, patch)
+    training = {"start": "nothing"}
+    checkpoint(model="live", weights=weights, training=training)(folder, patch)
 
 
 def folded(folder: Path, patch: Patch) -> None:
@@ -100,5 +101,8 @@ TRAINING: dict[str, Scenario] = {
         pictures(), checkpoint(), write("t/checkpoint.pt", "no checkpoint"))),
     "train without matplotlib": Scenario(TRAIN, both(pictures(), without("matplotlib.figure"))),
     "export of nothing": Scenario("train --export -o t"),
+    "export with another start": Scenario(
+        "train --export -o t --start s.mp4 --keep-start 0.5", unpacked
+    ),
     "export without pictures": Scenario("train --export -o t", unpacked),
 }  # fmt: skip

@@ -22,7 +22,14 @@ from vidmatte.training import session as sessions
 from vidmatte.training.calibrate import int8_facts
 from vidmatte.training.loss import deep_supervision, iou_loss
 from vidmatte.training.recipe import LIVE, PAPER, Recipe
-from vidmatte.training.session import Job, Session, export_run, load_checkpoint, split
+from vidmatte.training.session import (
+    Job,
+    Session,
+    export_run,
+    load_checkpoint,
+    load_start,
+    split,
+)
 
 ROW = models()["live"]
 # What makes weights repeatable is switched on, what makes learning slower off.
@@ -169,6 +176,22 @@ def test_exported_ranges_hold_for_the_exported_weights(job_of: Callable[..., Job
     assert model.int8_ranges(model.load())
     image = np.zeros((64, 64, 3), np.uint8)
     assert int8_facts(model, [image])["weights_sha256"] == model.sha256
+
+
+def test_exported_weights_keep_a_share_of_the_start(
+    job_of: Callable[..., Job], tmp_path: Path
+) -> None:
+    first = trained(job_of())
+    start = export_run(first.job.output).files[0].rename(tmp_path / "start.safetensors")
+    second = trained(job_of(replace(SMALL, seed=3), output="second", start=start))
+    kept = load_start(export_run(second.job.output, start, 0.25).files[0])
+    began, ended = load_start(start), second.trainer.weights().state_dict()
+    name = "stage1.rebnconvin.conv_s1.weight"
+    wanted = 0.25 * began[name] + 0.75 * ended[name]
+    torch.testing.assert_close(kept[name], wanted, atol=1e-3, rtol=1e-3)
+    assert "of which 25% are kept" in (second.job.output / "export" / "MODEL_CARD.md").read_text()
+    with pytest.raises(UsageError, match="did not begin with these weights"):
+        export_run(first.job.output, start, 0.25)
 
 
 def test_nothing_to_export_is_told(tmp_path: Path) -> None:

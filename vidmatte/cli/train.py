@@ -65,6 +65,8 @@ _FOLDER = click.Path(path_type=Path)
 @click.option("--seed", type=click.IntRange(0), help="Decides every crop and shuffle.")
 @click.option("--start", type=click.Path(path_type=Path), metavar="FILE",
               help="Weights to start from, normalisation unfolded.")  # fmt: skip
+@click.option("--keep-start", type=click.FloatRange(0, 1), default=0.0, show_default=True,
+              help="Share of --start that the exported weights keep.")  # fmt: skip
 @click.option("--teacher", metavar="NAME|FILE", help="Larger model whose mattes are learnt, too.")
 @click.option("--teacher-weight", type=click.FloatRange(0, 1), default=0.5, show_default=True,
               help="The teacher's share of what is learnt.")  # fmt: skip
@@ -86,6 +88,8 @@ def train(
     *,
     output: Path,
     export: bool,
+    start: Path | None,
+    keep_start: float,
     quiet: bool,
     **options: Any,
 ) -> int:
@@ -104,9 +108,9 @@ def train(
     first = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=quiet or not first, as_json=False)
     if export:
-        return _export(output)
+        return _export(output, start, keep_start)
     _check(images, masks)
-    job = _job(output, list(zip(images, masks, strict=True)), **options)
+    job = _job(output, list(zip(images, masks, strict=True)), start=start, **options)
     session = _session(job, console, stop)
     finished = _run(session, console, stop)
     if not finished:
@@ -114,7 +118,7 @@ def train(
         kept = f"step {session.trainer.step} is in {output}; the same command continues"
         click.echo(printable(f"stopped: {kept}"), err=True)
         return 128 + stop.reason
-    return _export(output) if first else 0
+    return _export(output, start, keep_start) if first else 0
 
 
 def _check(images: tuple[Path, ...], masks: tuple[Path, ...]) -> None:
@@ -233,10 +237,10 @@ def _run(session: Session, console: Console, stop: Stop) -> bool:
     return finished
 
 
-def _export(output: Path) -> int:
+def _export(output: Path, start: Path | None, keep_start: float) -> int:
     from vidmatte.training.session import export_run
 
-    done = export_run(output)
+    done = export_run(output, start, keep_start)
     for path in done.files:
         click.echo(printable(path))
     click.echo(

@@ -166,7 +166,8 @@ Run it with `vidmatte run INPUT OUTPUT --weights {row.name}.safetensors`.
 ## Training
 {pictures}
 
-Started from {training["start"]}; teacher: {training["teacher"]}. {training["steps"]} steps,
+Started from {training["start"]}, of which {training.get("kept_of_start", 0):.0%} are kept;
+teacher: {training["teacher"]}. {training["steps"]} steps,
 {training["pictures_seen"]:,} pictures seen, on {training["device"]} in {training["precision"]}.
 
 | | |

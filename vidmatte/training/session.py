@@ -104,8 +104,7 @@ class Session:
                 )
             self.trainer.resume(state)
         elif self.job.start is not None:
-            tensors = parse_tensors(read_bytes(self.job.start), self.job.start)
-            self.trainer.start_from(tensors, self.job.start)
+            self.trainer.start_from(load_start(self.job.start), self.job.start)
 
     def run(self, shown: Callable[[float, float | None], None], stop: Callable[[], bool]) -> bool:
         """Train to the last step; return whether it was reached before `stop()` was true.
@@ -176,15 +175,24 @@ class Session:
         save_curves(self.trainer.history, self.job.output, title)
 
 
-def export_run(output: Path) -> Exported:
+def export_run(output: Path, start: Path | None = None, keep_start: float = 0.0) -> Exported:
     """Export what the checkpoint in `output` holds into its folder `export`.
 
-    Raises ModelError if there is none.
+    `keep_start` is the share of the weights in `start`, which the run began with, that is mixed
+    in: it keeps more of what they were good at (Wortsman et al. 2022, "Robust fine-tuning of
+    zero-shot models", equation 1). Raises ModelError, and UsageError for another start.
     """
     state = load_checkpoint(output / CHECKPOINT)
-    row = row_named(state["model"])
+    row, training = row_named(state["model"]), state["training"]
     network = U2Net(row.network)
     network.load_state_dict(state["weights"])
+    if start is not None and keep_start:
+        if sha256_of(read_bytes(start)) not in training["start"]:
+            raise UsageError(
+                f"{start}: the run did not begin with these weights", hint="name the same --start"
+            )
+        network.load_state_dict(mixed(network, load_start(start), keep_start))
+        training = training | {"kept_of_start": keep_start}
     try:
         pack = open_pack(output / "pack")
     except (OSError, ValueError, LookupError) as exc:
@@ -195,13 +203,28 @@ def export_run(output: Path) -> Exported:
     chosen = np.linspace(0, len(pack) - 1, min(_CALIBRATED_ON, len(pack))).astype(np.intp)
     side = max(row.multiple_of, pack.images.shape[1] // row.multiple_of * row.multiple_of)
     images = [stretched(pack.images[index], side) for index in chosen]
-    return export(network, row, output / EXPORT, images, state["training"])
+    return export(network, row, output / EXPORT, images, training)
+
+
+def mixed(network: U2Net, start: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
+    """Return the network's state with `share` of `start` in every weight and statistic."""
+    trained: dict[str, torch.Tensor] = network.state_dict()
+    return {
+        name: torch.lerp(value, start[name], share) if name in start else value
+        for name, value in trained.items()
+    }
 
 
 def split(count: int, held_out: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return the indices to train on and those held out, spread evenly over `count`."""
     held = np.unique(np.linspace(0, count - 1, held_out).round().astype(np.intp))
     return np.setdiff1d(np.arange(count), held), held
+
+
+def load_start(path: Path) -> dict[str, torch.Tensor]:
+    """Read a file of weights as float32 tensors by official name. Raises ModelError."""
+    tensors = parse_tensors(read_bytes(path), path)
+    return {name: torch.from_numpy(np.array(value)).float() for name, value in tensors.items()}
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

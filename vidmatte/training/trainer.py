@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vidmatte.models.table import ModelRow
-    from vidmatte.models.weights import Tensors
     from vidmatte.training.recipe import Recipe, Size
 
 Precision = Literal["f32", "bf16", "f16"]
@@ -85,9 +84,8 @@ class Trainer:
         self._std = torch.tensor(row.std, device=device)[:, None, None]
         self._model: nn.Module = self.network
 
-    def start_from(self, tensors: Tensors, source: Path) -> None:
+    def start_from(self, state: dict[str, Tensor], source: Path) -> None:
         """Begin with the weights of a file, BN unfolded. Raises ModelError if they do not fit."""
-        state = {key: torch.from_numpy(np.array(value)).float() for key, value in tensors.items()}
         missing, strange = self.network.load_state_dict(state, strict=False)
         missing = [key for key in missing if not key.endswith("num_batches_tracked")]
         if missing or strange:
