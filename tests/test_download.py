@@ -280,7 +280,7 @@ def test_list_tells_everything(tmp_path: Path) -> None:
     assert facts["u2net"]["where"] is None
     assert facts["u2net"]["get"] == "run: vidmatte models download u2net"
     text = run("list").stdout
-    for word in ("44.01 M", "Apache-2.0", "58.60 G", "SHA-256 89ce1264", "not here"):
+    for word in ("44.01 M", "Apache-2.0", "58.60 G", "SHA-256 2d523f19", "not here"):
         assert word in text
 
 

@@ -67,9 +67,12 @@ def test_a_long_gap_is_not_a_person() -> None:
     assert not presence.update(NOBODY, 2000)
 
 
-@pytest.mark.parametrize("longer", [256, 320])
-def test_the_networks_answers_tell_an_empty_room_from_a_person(longer: int) -> None:
-    """Every level's size, on the clip whose middle is empty: never wrong but at the edges."""
+@pytest.mark.parametrize(("longer", "part"), [(256, 0.09), (320, 0.05)])
+def test_the_networks_answers_tell_an_empty_room_from_a_person(longer: int, part: float) -> None:
+    """Every level's size, on the clip whose middle is empty: never wrong but at the edges.
+
+    Who comes in is seen once `part` of the picture is theirs, at 256 px two pictures later.
+    """
     model = resolve_model("live")
     width, height = network_size(640, 360, model.row, longer)
     backend = open_backend(model, size=(height, width), device="cpu", threads=1)
@@ -82,7 +85,7 @@ def test_the_networks_answers_tell_an_empty_room_from_a_person(longer: int) -> N
         share = sure_share(steady, model.row.curve.hi)
         truth = rendered.alpha.mean() / 255
         seen[index] = presence.update(share, index / 30), truth
-        if truth > 0.05 and index > 4:
+        if truth > part and index > 4:
             assert seen[index][0], f"a person vanished in frame {index}"
         if truth == 0:
             assert share < 0.0015, f"frame {index}: furniture looks like a person: {share}"
