@@ -17,7 +17,7 @@ from vidmatte.backends import open_backend
 from vidmatte.errors import BackendError, ModelError, UsageError
 from vidmatte.models.network import U2Net
 from vidmatte.models.registry import from_file
-from vidmatte.models.table import models
+from vidmatte.models.table import WEIGHTS_FOLDER, models
 from vidmatte.training import session as sessions
 from vidmatte.training.calibrate import int8_facts
 from vidmatte.training.loss import deep_supervision, iou_loss
@@ -101,10 +101,18 @@ def test_a_finished_run_is_not_trained_again(job_of: Callable[..., Job]) -> None
     assert again.trainer.history == first.trainer.history
 
 
-def test_a_checkpoint_of_another_run_is_refused(job_of: Callable[..., Job]) -> None:
+def test_a_checkpoint_of_another_run_is_refused(job_of: Callable[..., Job], tmp_path: Path) -> None:
     trained(job_of(), 1)
-    with pytest.raises(UsageError, match="of a run with other pictures or options"):
-        Session(job_of(replace(SMALL, seed=1)), lambda *_: None)
+    other = WEIGHTS_FOLDER / "live.safetensors"
+    for job in (job_of(replace(SMALL, seed=1)), job_of(start=other)):
+        with pytest.raises(UsageError, match="of a run with other pictures or options"):
+            Session(job, lambda *_: None)
+
+
+def test_weights_of_another_network_are_no_start(job_of: Callable[..., Job]) -> None:
+    job = replace(job_of(start=WEIGHTS_FOLDER / "live.safetensors"), row=models()["u2netp"])
+    with pytest.raises(ModelError, match="holds no weights of the U²-Net family"):
+        Session(job, lambda *_: None)
 
 
 def test_held_out_pictures_are_never_trained_on() -> None:
@@ -184,8 +192,8 @@ def test_exported_weights_keep_a_share_of_the_start(
     first = trained(job_of())
     start = export_run(first.job.output).files[0].rename(tmp_path / "start.safetensors")
     second = trained(job_of(replace(SMALL, seed=3), output="second", start=start))
-    kept = load_start(export_run(second.job.output, start, 0.25).files[0])
-    began, ended = load_start(start), second.trainer.weights().state_dict()
+    kept = load_start(export_run(second.job.output, start, 0.25).files[0], ROW)
+    began, ended = load_start(start, ROW), second.trainer.weights().state_dict()
     name = "stage1.rebnconvin.conv_s1.weight"
     wanted = 0.25 * began[name] + 0.75 * ended[name]
     torch.testing.assert_close(kept[name], wanted, atol=1e-3, rtol=1e-3)

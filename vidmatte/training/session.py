@@ -18,7 +18,7 @@ from vidmatte.backends import usable_cores
 from vidmatte.errors import BackendError, ModelError, UsageError, printable
 from vidmatte.models.network import U2Net
 from vidmatte.models.registry import Model, row_named
-from vidmatte.models.weights import parse_tensors, read_bytes, sha256_of
+from vidmatte.models.weights import parse_tensors, read_bytes, recognise, sha256_of
 from vidmatte.pairs import find_pairs
 from vidmatte.results import load_figure, write_result
 from vidmatte.training.augment import Pictures
@@ -89,7 +89,11 @@ class Session:
         trained, self._held = split(len(pack), min(job.held_out, len(pack) // 10))
         self.count = len(trained)
         self.trainer = Trainer(job.row, job.recipe, self._pictures, trained, self.place)
-        self._identity = f"{pack.facts['identity']} {job.recipe!r} {job.row.name}"
+        self._start = "nothing"
+        if job.start is not None:
+            self._start = f"weights {sha256_of(read_bytes(job.start))}"
+        run = job.recipe, job.row.name, self._start, self.place.world
+        self._identity = f"{pack.facts['identity']} {run!r}"
         self._begin()
         if self.place.world > 1:
             self.trainer.spread()
@@ -104,7 +108,8 @@ class Session:
                 )
             self.trainer.resume(state)
         elif self.job.start is not None:
-            self.trainer.start_from(load_start(self.job.start), self.job.start)
+            weights = load_start(self.job.start, self.job.row)
+            self.trainer.start_from(weights, self.job.start)
 
     def run(self, shown: Callable[[float, float | None], None], stop: Callable[[], bool]) -> bool:
         """Train to the last step; return whether it was reached before `stop()` was true.
@@ -144,7 +149,6 @@ class Session:
         """What the card of the weights tells."""
         job, trainer = self.job, self.trainer
         mae = trainer.history.mae[-1] if trainer.history.mae else None
-        start = None if job.start is None else sha256_of(read_bytes(job.start))
         return {
             "steps": trainer.step,
             "pictures_seen": trainer.step * job.recipe.batch * self.place.world,
@@ -154,7 +158,7 @@ class Session:
             ],
             "held_out": len(self._held),
             "mae": None if mae is None else round(mae, 4),
-            "start": "nothing" if start is None else f"weights {start}",
+            "start": self._start,
             "teacher": "none"
             if job.teacher is None
             else f"{job.teacher.name} {job.teacher.sha256}",
@@ -191,7 +195,7 @@ def export_run(output: Path, start: Path | None = None, keep_start: float = 0.0)
             raise UsageError(
                 f"{start}: the run did not begin with these weights", hint="name the same --start"
             )
-        network.load_state_dict(mixed(network, load_start(start), keep_start))
+        network.load_state_dict(mixed(network, load_start(start, row), keep_start))
         training = training | {"kept_of_start": keep_start}
     try:
         pack = open_pack(output / "pack")
@@ -221,9 +225,10 @@ def split(count: int, held_out: int) -> tuple[np.ndarray[Any, Any], np.ndarray[A
     return np.setdiff1d(np.arange(count), held), held
 
 
-def load_start(path: Path) -> dict[str, torch.Tensor]:
-    """Read a file of weights as float32 tensors by official name. Raises ModelError."""
+def load_start(path: Path, row: ModelRow) -> dict[str, torch.Tensor]:
+    """Read weights of `row`'s network as float32 tensors by official name. Raises ModelError."""
     tensors = parse_tensors(read_bytes(path), path)
+    recognise(tensors, [row.network], path)
     return {name: torch.from_numpy(np.array(value)).float() for name, value in tensors.items()}
 
 
