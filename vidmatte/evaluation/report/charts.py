@@ -33,7 +33,7 @@ KINDS = (
     Kind("flicker", "Flicker", "px", "How far the edge moved by itself since the picture before: "
          "the matte before is carried along the picture's motion (optical flow), and what still "
          "differs is divided by the length of the edge. Exact mattes of generated clips measure up "
-         "to 2.5 px, from errors of the flow. Cuts, and places where the flow is not to be "
+         "to 4 px, from errors of the flow. Cuts, and places where the flow is not to be "
          "trusted, are left out."),
     Kind("area-jump", "Area jumps", "%", "How much of the matte's area came or went since the "
          "picture before, beyond what motion explains."),
