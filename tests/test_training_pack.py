@@ -76,6 +76,16 @@ def test_an_unfinished_pack_is_made_again(pack_of: Callable[..., Pack], tmp_path
     assert len(pack_of()) == 5
 
 
+@pytest.mark.parametrize("damage", ["images.u8", "pack.json", "empty.npy"])
+def test_a_damaged_pack_is_made_again(
+    damage: str, pack_of: Callable[..., Pack], tmp_path: Path
+) -> None:
+    wanted = pack_of().images.copy()
+    path = tmp_path / "pack" / damage
+    path.write_bytes(path.read_bytes()[:20])
+    assert (pack_of().images == wanted).all()
+
+
 def test_what_cannot_be_read_is_left_out_and_named(
     pack_of: Callable[..., Pack], tmp_path: Path
 ) -> None:

@@ -1,7 +1,7 @@
 """Pictures decoded once into arrays on the disk, all of one size, so that no step waits for files.
 
-A pack is a folder of `images.npy` (N, S, S, 3), `masks.npy` (N, S, S), with a teacher
-`teacher.npy` (N, S, S), all uint8, and `pack.json`, which is written last and says what the pack
+A pack is a folder of `images.u8` (N, S, S, 3), `masks.u8` (N, S, S), with a teacher `teacher.u8`
+(N, S, S), the plain bytes of each, and `pack.json`, which is written last and says what the pack
 was made of.
 """
 
@@ -69,10 +69,12 @@ def make_pack(
     """
     wanted = _identity(pairs, side, teacher)
     try:
-        if _facts(folder).get("identity") != wanted:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            _write(folder, pairs, side, teacher, wanted, told)
+        pack = _opened(folder, wanted)
+        if pack is not None:
+            return pack
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _FACTS).unlink(missing_ok=True)
+        _write(folder, pairs, side, teacher, wanted, told)
         return open_pack(folder)
     except OSError as exc:
         reason = (exc.strerror or "cannot be written").lower()
@@ -80,23 +82,25 @@ def make_pack(
 
 
 def open_pack(folder: Path) -> Pack:
-    """Open a finished pack. Raises OSError if it is not there."""
+    """Open a finished pack. Raises OSError, ValueError and LookupError if it is not whole."""
     facts = json.loads((folder / _FACTS).read_text("utf-8"))
+    shape = facts["count"], facts["side"], facts["side"]
 
-    def mapped(name: str) -> Array:
-        array: Array = np.load(folder / f"{name}.npy", mmap_mode="r")
-        return array[: facts["count"]]
+    def mapped(name: str, *channels: int) -> Array:
+        return np.memmap(folder / f"{name}.u8", np.uint8, "r", shape=(*shape, *channels))
 
     teacher = mapped("teacher") if facts["teacher"] else None
-    return Pack(mapped("images"), mapped("masks"), teacher, np.load(folder / "empty.npy"), facts)
+    empty = np.load(folder / "empty.npy")
+    return Pack(mapped("images", 3), mapped("masks"), teacher, empty, facts)
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+def _opened(folder: Path, identity: str) -> Pack | None:
+    """Open the pack if it is whole and the one that is wanted."""
     try:
-        facts = json.loads((folder / _FACTS).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
+        pack = open_pack(folder)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return pack if pack.facts.get("identity") == identity else None
 
 
 def _identity(pairs: Sequence[Pair], side: int, teacher: Model | None) -> str:
@@ -155,8 +159,7 @@ def _require_space(folder: Path, needed: int) -> None:
 
 
 def _new(folder: Path, name: str, shape: tuple[int, ...]) -> Array:
-    path = folder / f"{name}.npy"
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    return np.memmap(folder / f"{name}.u8", np.uint8, "w+", shape=shape)
 
 
 def _read(pairs: Sequence[Pair], side: int) -> Iterator[tuple[Array, Array] | InputError]:
