@@ -86,6 +86,7 @@ def test_a_fifo_camera_dies_and_returns(tmp_path: Path) -> None:
     fifo = tmp_path / "camera.ts"
     os.mkfifo(fifo)
     data = bright_stream(40)
+    piece = -(-len(data) // 40)
     ended = threading.Event()
 
     def feed() -> None:
@@ -97,9 +98,9 @@ def test_a_fifo_camera_dies_and_returns(tmp_path: Path) -> None:
                 continue
             try:
                 os.set_blocking(file, True)
-                for start in range(0, len(data), 4096):
-                    os.write(file, data[start : start + 4096])
-                    time.sleep(0.005)
+                for start in range(0, len(data), piece):  # a picture at a time, as it is taken
+                    os.write(file, data[start : start + piece])
+                    time.sleep(1 / 60)
             except BrokenPipeError:
                 pass
             finally:
