@@ -39,8 +39,11 @@ def check_results(
             raise OutputError(f"{path}: is not a regular file", hint="choose another name")
 
 
-def write_result(path: Path, data: bytes, *, overwrite: bool) -> None:
-    """Write a file that appears under its name only when it is whole. Raises OutputError."""
+def write_result(path: Path, data: bytes, *, overwrite: bool) -> Path | None:
+    """Write a file that appears under its name only when it is whole. Raises OutputError.
+
+    Returns where a part that an earlier run left unfinished was moved, or None.
+    """
     part = PartFile(path, replace=overwrite)
     try:
         with memoryview(data) as left:
@@ -53,6 +56,7 @@ def write_result(path: Path, data: bytes, *, overwrite: bool) -> None:
         raise refused(path, exc) from exc
     finally:
         part.discard()
+    return part.kept_aside
 
 
 def load_figure() -> Any:

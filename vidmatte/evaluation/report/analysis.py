@@ -29,10 +29,10 @@ from vidmatte.frames import Frame
 from vidmatte.inputs import source_of
 from vidmatte.outputs import refuse_same_file
 from vidmatte.pipeline import Pipeline, Stop, supervise
+from vidmatte.results import write_result
 from vidmatte.runner import BELIEVABLE_S, Progress
 from vidmatte.sequences import is_sequence
-from vidmatte.sinks._shared import refused
-from vidmatte.sinks.part import PartFile, check_target
+from vidmatte.sinks.part import check_target
 
 if TYPE_CHECKING:
     from vidmatte.sources import Source
@@ -279,20 +279,11 @@ class ReportRun:
 
         self.report.page = self.page
         data = page_of(self.report).encode("utf-8", "backslashreplace")
-        part = PartFile(Path(self.page), replace=self._overwrite)
-        if part.kept_aside is not None:
+        kept = write_result(Path(self.page), data, overwrite=self._overwrite)
+        if kept is not None:
             self.report.notes.append(
-                f"{self.page}: an earlier unfinished part is kept as {part.kept_aside.name}"
+                f"{self.page}: an earlier unfinished part is kept as {kept.name}"
             )
-        try:
-            with open(part.descriptor, "wb", closefd=False) as file:
-                file.write(data)
-            part.flush()
-            part.commit()
-        except OSError as exc:
-            raise refused(self.page, exc) from exc
-        finally:
-            part.discard()
 
 
 def values_of(report: Report) -> dict[str, Value]:
