@@ -1,4 +1,4 @@
-"""The per-frame work in PyTorch, from planes to planes: on an NVIDIA GPU, and on a CPU for reference.
+"""The per-frame work in PyTorch: on an NVIDIA GPU, and on a CPU for reference.
 
 Everything here takes and returns tensors on the device of its inputs. Nothing waits for the device,
 branches on a value or makes a tensor from host data while it works, so that CUDA graphs can record

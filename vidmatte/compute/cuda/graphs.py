@@ -47,7 +47,7 @@ class _Recording:
 
     def __init__(self, work: Work, inputs: tuple[Tensor, ...]) -> None:
         self._inputs = tuple(x.clone() for x in inputs)
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
