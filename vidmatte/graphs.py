@@ -1,0 +1,73 @@
+"""Record work once and replay it: CUDA graphs, or plain calls where there is no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Work = Callable[..., tuple["Tensor", ...]]
+_WARM_UPS = 3  # calls before recording, in which libraries choose kernels and make workspaces
+
+
+class Graphed:
+    """Calls `work(*tensors) -> tuple of tensors`, on CUDA as one graph per shape of its inputs.
+
+    `work` is pure, as the calls that warm it up go unseen, and never waits for the device. Inputs
+    are copied into the graph's own. Results are the graph's own: valid until the next call, to be
+    read or cloned on the stream of the call. Used by one thread.
+    """
+
+    def __init__(self, work: Work, device: torch.device) -> None:
+        self._work = work
+        self._device = device
+        self._recorded: dict[object, _Recording] = {}
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Do the work and return its results."""
+        if self._device.type != "cuda":
+            return self._work(*inputs)
+        key = tuple((x.shape, x.dtype, x.stride()) for x in inputs)
+        recording = self._recorded.get(key)
+        if recording is None:
+            recording = self._recorded[key] = _Recording(self._work, inputs)
+        return recording.replay(inputs)
+
+    def forget(self) -> None:
+        """Free all recordings and their memory."""
+        self._recorded.clear()
+
+
+class _Recording:
+    """One recorded call: its own inputs and results, and the graph between them."""
+
+    def __init__(self, work: Work, inputs: tuple[Tensor, ...]) -> None:
+        self._inputs = tuple(x.clone() for x in inputs)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                work(*self._inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        try:
+            self._results = self._record(work)
+        except RuntimeError as exc:
+            if isinstance(exc.__context__, torch.OutOfMemoryError):  # ending the record failed too
+                raise exc.__context__ from None
+            raise
+
+    def _record(self, work: Work) -> tuple[Tensor, ...]:
+        # Other threads copy and allocate meanwhile; only this thread's calls must be recordable.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            return work(*self._inputs)
+
+    def replay(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
+        self._graph.replay()
+        return self._results
