@@ -1,0 +1,129 @@
+"""Bring planes to the device and back: one packed copy each way, through pinned memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from vidmatte.frames import plane_views
+
+if TYPE_CHECKING:
+    import av
+    from torch import Tensor
+
+    from vidmatte.frames import Samples
+
+_TYPES = {np.dtype(np.uint8): torch.uint8, np.dtype("<u2"): torch.uint16}
+
+
+class Lane:
+    """A stream of its own on a GPU, current inside `with`, also for its thread's device.
+
+    On the CPU it does nothing. Inside, inference mode is on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._entered = ExitStack()
+
+    def __enter__(self) -> None:
+        self._entered.enter_context(torch.inference_mode())
+        if self._stream is not None:
+            self._entered.enter_context(torch.cuda.stream(self._stream))
+
+    def __exit__(self, *error: object) -> None:
+        self._entered.close()
+
+    def mark(self) -> torch.cuda.Event | None:
+        """Mark what has been asked of this stream so far, to be waited for."""
+        if self._stream is None:
+            return None
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record(self._stream)
+        return event
+
+    def follow(self, mark: torch.cuda.Event | None) -> None:
+        """Do nothing more on this stream before `mark` is reached; the host does not wait."""
+        if self._stream is not None and mark is not None:
+            self._stream.wait_event(mark)
+
+    def borrow(self, tensors: Sequence[Tensor]) -> None:
+        """Keep the memory of another stream's tensors until this one is done with them."""
+        if self._stream is not None:
+            for tensor in tensors:
+                tensor.record_stream(self._stream)
+
+
+def wait(mark: torch.cuda.Event | None) -> None:
+    """Make the host wait until `mark` is reached."""
+    if mark is not None:
+        mark.synchronize()
+
+
+def upload(planes: Sequence[Samples], device: torch.device) -> tuple[Tensor, ...]:
+    """Copy planes to the device, in the present stream; 8 or 16 bits, rows may be padded.
+
+    They are packed into pinned memory first, so that one copy without padding crosses the bus and
+    the host need not wait for it. The memory of `planes` is free when this returns.
+    """
+    kind = planes[0].dtype
+    packed = torch.empty(
+        sum(plane.size for plane in planes), dtype=_TYPES[kind], pin_memory=device.type == "cuda"
+    )
+    host = packed.numpy()
+    place = 0
+    for plane in planes:
+        host[place : place + plane.size].reshape(plane.shape)[...] = plane
+        place += plane.size
+    return _unpacked(packed.to(device, non_blocking=True), [plane.shape for plane in planes])
+
+
+def upload_picture(picture: av.VideoFrame, device: torch.device) -> tuple[Tensor, ...]:
+    """Bring the planes of a decoder's planar picture to the device; see `upload`."""
+    return upload(plane_views(picture), device)
+
+
+def _unpacked(packed: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    parts = packed.split_with_sizes(sizes)
+    return tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+
+
+class Download:
+    """Planes on their way to the host: begun when built, waited for when written.
+
+    `lane` is a stream for copies alone. `planes` are of one type; the stream that made them may
+    reuse them at once: they are packed there first.
+    """
+
+    def __init__(self, planes: Sequence[Tensor], lane: Lane) -> None:
+        self._shapes = [tuple(plane.shape) for plane in planes]
+        self._kind = np.uint8 if planes[0].dtype == torch.uint8 else np.dtype("<u2")
+        packed = torch.cat([plane.reshape(-1).view(torch.uint8) for plane in planes])
+        if packed.device.type != "cuda":
+            self._host, self._done = packed, None
+            return
+        made = torch.cuda.current_stream(packed.device).record_event()
+        with lane:
+            lane.follow(made)
+            self._host = torch.empty(packed.shape, dtype=torch.uint8, pin_memory=True)
+            self._host.copy_(packed, non_blocking=True)
+            self._done = lane.mark()
+        lane.borrow([packed])
+
+    def planes(self) -> list[Samples]:
+        """Wait, and return the planes in host memory."""
+        wait(self._done)
+        samples = self._host.numpy().view(self._kind)
+        ends = np.cumsum([int(np.prod(shape)) for shape in self._shapes])
+        parts = np.split(samples, ends[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+    def write(self, picture: av.VideoFrame) -> None:
+        """Wait, and write the planes into a picture of our own."""
+        for out, plane in zip(plane_views(picture, writable=True), self.planes(), strict=True):
+            out[...] = plane
