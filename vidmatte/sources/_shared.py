@@ -15,6 +15,7 @@ from vidmatte.sources._boxes import refuse_false_index
 
 if TYPE_CHECKING:
     import av
+    from av.codec.hwaccel import HWAccel
     from av.container import InputContainer
 
     Packet = av.Packet[av.stream.Stream]
@@ -84,10 +85,13 @@ def _hint_for(name: str, exc: OSError | ValueError) -> str | None:
     return "check the path" if isinstance(exc, FileNotFoundError) else None
 
 
-def open_container(descriptor: int, name: str) -> InputContainer:
+def open_container(
+    descriptor: int, name: str, accelerator: HWAccel | None = None
+) -> InputContainer:
     """Open a container on `descriptor` with one-file demuxers and no protocol but that descriptor.
 
-    Raises InputError when it is not a video or picture, is damaged, or needs another file.
+    `accelerator` is the hardware that decodes its pictures. Raises InputError when it is not a
+    video or picture, is damaged, or needs another file.
     """
     import av
 
@@ -99,7 +103,7 @@ def open_container(descriptor: int, name: str) -> InputContainer:
         "max_streams": "256",
     }
     try:
-        return av.open("fd:", options=options, metadata_errors="replace")
+        return av.open("fd:", options=options, metadata_errors="replace", hwaccel=accelerator)
     except MemoryError as exc:  # the file asks for absurdly much
         raise _unopenable(descriptor, name, exc) from None
     except (av.FFmpegError, OSError, ValueError) as exc:

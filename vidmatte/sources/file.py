@@ -17,9 +17,11 @@ from vidmatte.frames import Frame, VideoInfo
 from vidmatte.sources import _shared
 from vidmatte.sources._damage import DamageReport
 from vidmatte.sources._describe import describe, stated_end_s
+from vidmatte.sources._hardware import NVDEC, accelerator, is_same, suits_device
 
 if TYPE_CHECKING:
     import av
+    from av.codec.hwaccel import HWAccel
     from av.container import InputContainer
 
     Packet = av.Packet[av.stream.Stream]
@@ -39,6 +41,10 @@ class FileSource:
     then has time 0 or later. `on_packet` gets the packets of the other streams, time-corrected,
     on the decoding thread (for inputs that cannot be opened twice).
 
+    `gpu` is the number of an NVIDIA GPU that is to decode: pictures then stay there ("cuda"), see
+    `sources._hardware`. It does so where its first picture is FFmpeg's own bit for bit, else FFmpeg
+    decodes; `decoder_name` says who does. A GPU conceals damage inside of pictures without a word.
+
     Raises InputError from `__enter__` and while iterating.
     """
 
@@ -51,6 +57,7 @@ class FileSource:
         end_s: float | None = None,
         max_pixels: int | None = None,
         on_packet: Callable[[Packet], None] | None = None,
+        gpu: int | None = None,
     ) -> None:
         self._path = str(path)
         self._name = _shared.describe_input(path)
@@ -59,9 +66,10 @@ class FileSource:
         self._length_s = _length_s(start_s, end_s)
         self._max_pixels = max_pixels or _shared.MAX_PIXELS
         self._on_packet = on_packet
+        self._gpu = gpu
         self._descriptor = -1
         self._waiting: deque[av.VideoFrame] = deque()
-        self._report = DamageReport(start_s or 0.0)
+        self.decoder_name = "FFmpeg"
         self.notes: list[str] = []
         self.decoded = 0
 
@@ -84,14 +92,17 @@ class FileSource:
         tb: TracebackType | None,
     ) -> None:
         self._waiting.clear()
+        self._leave()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _leave(self) -> None:
         if pictures := getattr(self, "_pictures", None):
             with suppress(ValueError):  # a thread that hangs in the decoder still runs it
                 pictures.close()  # it holds this source, which would keep its decoder for long
         if container := getattr(self, "container", None):
             container.close()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
     @property
     def files(self) -> list[str]:
@@ -120,22 +131,51 @@ class FileSource:
         return dict(self._stream.metadata)
 
     def _open(self) -> None:
-        self.container: InputContainer = _shared.open_container(self._descriptor, self._name)
-        self._stream = _shared.video_stream(self.container, self._name)
-        self._timeline = _shared.timeline_for(self.container, self._start_s)
-        if self._start_s:
-            _shared.seek_near(self.container, self._start_s)
-        self._decoder = self._open_decoder()
-        self._pictures = self._decode()
-        first = next(self._pictures, None)
-        if first is None:
-            raise self._nothing()
+        first = self._begin()
+        self.info: VideoInfo = describe(self._name, self.container, self._stream, first)
+        is_file = self._path != _shared.STDIN and self._on_packet is None  # can be read twice
+        if self._gpu is not None and is_file and suits_device(self.info):
+            first = self._move_to_device(self._gpu, first)
         self._waiting.append(first)
         videos = len(self.container.streams.video)
         if videos > 1:
             self.notes.append(f"video stream {self._stream.index} of {videos} is used")
-        self.info: VideoInfo = describe(self._name, self.container, self._stream, first)
         self._mend = _PresentationTimes(self.info, self._report)
+
+    def _begin(self, device: HWAccel | None = None) -> av.VideoFrame:
+        """Open the container and the decoder and return the first picture."""
+        self._report = DamageReport(self._start_s or 0.0)
+        self.container: InputContainer = _shared.open_container(
+            self._descriptor, self._name, device
+        )
+        self._stream = _shared.video_stream(self.container, self._name)
+        self._timeline = _shared.timeline_for(self.container, self._start_s)
+        if self._start_s:
+            _shared.seek_near(self.container, self._start_s)
+        # A GPU decodes by itself: with threads it would hold a picture for each of them.
+        self._decoder = self._open_decoder(self._threads if device is None else 1)
+        self._pictures = self._decode()
+        first = next(self._pictures, None)
+        if first is None:
+            raise self._nothing()
+        return first
+
+    def _begin_again(self, device: HWAccel | None = None) -> av.VideoFrame:
+        self._leave()
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        return self._begin(device)
+
+    def _move_to_device(self, gpu: int, first: av.VideoFrame) -> av.VideoFrame:
+        """Begin again on the GPU; come back unless its first picture is the same as `first`."""
+        import av
+
+        # No driver, no such GPU, no memory left on it, a codec or profile that it has not.
+        with suppress(InputError, av.FFmpegError):
+            picture = self._begin_again(accelerator(gpu))
+            if is_same(picture, first):
+                self.decoder_name = NVDEC
+                return picture
+        return self._begin_again()
 
     def _nothing(self) -> InputError:
         """Say why no picture came out at all."""
@@ -147,7 +187,7 @@ class FileSource:
         hint = "check the name, or copy or download it again"
         return InputError(f"{self._name}: {self._report.why_nothing()}", hint=hint)
 
-    def _open_decoder(self) -> av.VideoCodecContext:
+    def _open_decoder(self, threads: int) -> av.VideoCodecContext:
         import av
 
         stream = self._stream
@@ -161,7 +201,7 @@ class FileSource:
             context = cast("av.VideoCodecContext", av.CodecContext.create(library, "r"))
         context.options = {"max_pixels": str(self._max_pixels)}
         context.thread_type = "AUTO"
-        context.thread_count = self._threads
+        context.thread_count = threads
         return context
 
     def _check_size(self, width: int, height: int) -> None:
