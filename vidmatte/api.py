@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vidmatte.frames import Colour, Frame, Matte, VideoInfo
 from vidmatte.inputs import source_of
-from vidmatte.matting import Matting, MattingChoice, open_network
+from vidmatte.matting import GPU_BATCH, MattingChoice, build_matting, open_network
 from vidmatte.outputs import contents_of
 from vidmatte.pipeline import Stop
 from vidmatte.renders import working_layout
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vidmatte.backends import Precision
+    from vidmatte.compute.cuda.engine import DeviceMatting
+    from vidmatte.matting import Matting
 
 Name = str | PathLike[str]
 
@@ -112,7 +114,7 @@ class Matter:
     ) -> None:
         self._choice = MattingChoice(model, _path(weights), backend, device, precision)
         self._shape: tuple[int, ...] = ()
-        self._matting: Matting | None = None
+        self._matting: Matting | DeviceMatting | None = None
 
     def __call__(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the alpha (H, W) uint8 of an upright (H, W, 3) uint8 RGB picture."""
@@ -143,6 +145,7 @@ def _path(name: Name | None) -> Path | None:
     return None if name is None else Path(name)
 
 
-def _open(info: VideoInfo, choice: MattingChoice, *, temporal: bool) -> Matting:
+def _open(info: VideoInfo, choice: MattingChoice, *, temporal: bool) -> Matting | DeviceMatting:
     layout = working_layout(info, needs_alpha=False)
-    return Matting(info, layout, open_network(info, choice), temporal=temporal)
+    network = open_network(info, choice, gpu_batch=GPU_BATCH)
+    return build_matting(info, layout, network, choice, temporal=temporal)

@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vidmatte.backends import Backend, choose_device, open_backend, usable_cores
+from vidmatte.backends import Backend, DeviceBackend, choose_device, open_backend, usable_cores
+from vidmatte.compute.batches import in_batches
 from vidmatte.compute.cpu.composite import own_alpha
 from vidmatte.compute.cpu.conform import Conformer
 from vidmatte.compute.cpu.prepare import Preparer
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vidmatte.backends import Precision
+    from vidmatte.compute.cuda.engine import DeviceMatting
     from vidmatte.frames import Samples
 
     Probability = NDArray[np.float32]
     _Prepared = tuple[Frame, NDArray[np.uint8]]
 
-T = TypeVar("T")
-
 LOOKAHEAD = 1  # frames that a file may look ahead
+GPU_BATCH = 8  # pictures that a file's network gets at once on a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +64,23 @@ def find_model(choice: MattingChoice) -> Model:
     return resolve_model(choice.model, weights=choice.weights, device=device)
 
 
-def open_network(info: VideoInfo, choice: MattingChoice, longer: int = 320) -> Network:
+def open_network(
+    info: VideoInfo, choice: MattingChoice, longer: int = 320, *, gpu_batch: int = 1
+) -> Network:
     """Find the model's weights and open a backend for pictures of `info`'s shape.
 
-    `longer` is the longer side of the network's picture. Raises ModelError and BackendError.
+    `longer` is the longer side of the network's picture; on a GPU it gets `gpu_batch` pictures at
+    once. Raises ModelError and BackendError.
     """
     model = find_model(choice)
+    device = choose_device(choice.device, choice.backend.partition(":")[0])
     width, height = network_size(*info.upright_size, model.row, longer)
     backend = open_backend(
         model,
         size=(height, width),
         backend=choice.backend,
         device=choice.device,
+        batch=1 if device == "cpu" or info.is_still else gpu_batch,
         precision=choice.precision,
         threads=network_threads(usable_cores(), multiply_adds(model.row.network, width, height)),
     )
@@ -97,7 +103,7 @@ class NetworkKeeper:
         key = info.upright_size, choice
         if self._kept is None or self._model is None or key != self._key or self._kept.in_use:
             self.close()
-            self._model, backend = open_network(info, choice)
+            self._model, backend = open_network(info, choice, gpu_batch=GPU_BATCH)
             self._kept, self._key = _KeptBackend(backend), key
         self._kept.in_use = True
         return Network(self._model, self._kept)
@@ -114,10 +120,21 @@ class _KeptBackend:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.name, self.description = backend.name, backend.description
+        self.name = backend.name
         self.input_size, self.batch = backend.input_size, backend.batch
         self.infer = backend.infer
         self.in_use = False
+        if isinstance(backend, DeviceBackend):
+            self.device, self.infer_device = backend.device, backend.infer_device
+
+    @property
+    def description(self) -> str:
+        """What it is, in words."""
+        return self.backend.description
+
+    @description.setter
+    def description(self, text: str) -> None:
+        self.backend.description = text
 
     def close(self) -> None:
         """Give it back."""
@@ -131,6 +148,33 @@ class Inference:
     frame: Frame
     image: NDArray[np.uint8]
     probability: Probability
+
+
+def build_matting(
+    info: VideoInfo,
+    layout: Layout,
+    network: Network,
+    choice: MattingChoice,
+    *,
+    temporal: bool,
+) -> Matting | DeviceMatting:
+    """Build the per-frame work for pictures of `info`: on the GPU where the network is there.
+
+    The torch backend, where it is asked for by name, has all of the work done in torch, on the
+    CPU too.
+    """
+    backend, row = network.backend, network.model.row
+    refinement, adjust = choice.refinement, choice.adjust
+    if isinstance(backend, DeviceBackend) and (
+        backend.device.type == "cuda" or choice.backend == "torch"
+    ):
+        from vidmatte.compute.cuda.engine import DeviceMatting
+
+        return DeviceMatting(
+            info, layout, backend, row.curve,
+            temporal=temporal, refinement=refinement, adjust=adjust,
+        )  # fmt: skip
+    return Matting(info, layout, network, temporal=temporal, refinement=refinement, adjust=adjust)
 
 
 class Matting:
@@ -179,7 +223,7 @@ class Matting:
         An error at frame N, of `frames`, while it is made ready or in the network, passes through
         after exactly N answers.
         """
-        for batch in _batches(self._prepared(frames), self._backend.batch):
+        for batch in in_batches(self._prepared(frames), self._backend.batch):
             try:
                 answers = self._answer(batch)
             except Exception:
@@ -249,22 +293,3 @@ class Matting:
         if self._adjust is not None:
             alpha = self._adjust(alpha)
         return own_alpha(frame.picture, alpha)
-
-
-def _batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    """Group items; what was gathered before an error is yielded before the error."""
-    batch: list[T] = []
-    try:
-        for item in items:
-            batch.append(item)
-            if len(batch) == size:
-                yield batch
-                batch = []
-    except CancelledError:
-        raise
-    except Exception:
-        if batch:
-            yield batch
-        raise
-    if batch:
-        yield batch

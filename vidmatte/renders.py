@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -18,12 +18,14 @@ from vidmatte.compute.cpu.composite import (
 )
 from vidmatte.compute.cpu.foreground import estimate_planes
 from vidmatte.frames import Layout, Matte, VideoInfo, layout_of, plane_views
+from vidmatte.matting import Matting
 from vidmatte.sinks.plan import OutputPlan, working_format
 
 if TYPE_CHECKING:
     import av
 
     from vidmatte.backdrop import Backdrop
+    from vidmatte.compute.cuda.engine import DeviceMatting
     from vidmatte.frames import Samples
 
     Render = Callable[[Matte], av.VideoFrame]
@@ -48,6 +50,33 @@ def build_renders(
     return renders
 
 
+def picture_maker(
+    matting: Matting | DeviceMatting,
+    info: VideoInfo,
+    layout: Layout,
+    plans: list[OutputPlan],
+    backdrop: Backdrop,
+) -> Callable[[Iterator[Any]], Iterator[list[av.VideoFrame]]]:
+    """Return what turns the mattes of `matting` into one picture per plan, with their times.
+
+    Pictures of the mattes before an error come before it.
+    """
+    if not isinstance(matting, Matting):
+        from vidmatte.device_renders import DeviceRenders
+
+        return DeviceRenders(matting, info, layout, plans, backdrop).pictures
+    renders = build_renders(info, layout, plans, backdrop)
+
+    def pictures(mattes: Iterator[Matte]) -> Iterator[list[av.VideoFrame]]:
+        for matte in mattes:
+            made = [render(matte) for render in renders]
+            for picture in made:
+                picture.pts, picture.time_base = matte.frame.pts, matte.frame.time_base
+            yield made
+
+    return pictures
+
+
 def working_layout(info: VideoInfo, *, needs_alpha: bool) -> Layout:
     """Return the planar layout of a run: the source's own, or one that can carry alpha."""
     layout = layout_of(working_format(info.pix_fmt))
@@ -60,10 +89,16 @@ def working_layout(info: VideoInfo, *, needs_alpha: bool) -> Layout:
     return layout
 
 
+def composite_layout(layout: Layout) -> Layout:
+    """Return the layout of composites: for gray one with the chroma that a background needs."""
+    if layout.model != "gray":
+        return layout
+    name = "yuv420p" if layout.bits == 8 else f"yuv420p{layout.bits}le"
+    return replace(layout, pix_fmt=name, model="yuv", shift_x=1, shift_y=1)
+
+
 def _opaque(info: VideoInfo, layout: Layout, backdrop: Backdrop) -> Render:
-    if layout.model == "gray":  # a coloured background needs chroma
-        name = "yuv420p" if layout.bits == 8 else f"yuv420p{layout.bits}le"
-        layout = replace(layout, pix_fmt=name, model="yuv", shift_x=1, shift_y=1)
+    layout = composite_layout(layout)
     compositor = Compositor(
         layout,
         info.width,

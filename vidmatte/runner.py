@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from itertools import chain
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vidmatte.backdrop import Backdrop
 from vidmatte.backends import usable_cores
@@ -18,16 +19,16 @@ from vidmatte.errors import CancelledError, InputError, OutputError
 from vidmatte.frames import Frame, Layout
 from vidmatte.inputs import source_of
 from vidmatte.matting import (
-    Inference,
-    Matting,
+    GPU_BATCH,
     MattingChoice,
     Network,
     NetworkKeeper,
+    build_matting,
     open_network,
 )
 from vidmatte.outputs import Destination, destination_of, plan_for, refuse_same_file
 from vidmatte.pipeline import Outcome, Pipeline, Stop, supervise
-from vidmatte.renders import build_renders, working_layout
+from vidmatte.renders import picture_maker, working_layout
 from vidmatte.sinks.file import Muxing
 from vidmatte.sinks.plan import Content, OutputPlan
 from vidmatte.sources.companions import Companions, SideChannel
@@ -37,6 +38,8 @@ from vidmatte.threads import thread_budget
 if TYPE_CHECKING:
     import av
 
+    from vidmatte.compute.cuda.engine import DeviceInference, DeviceMatting
+    from vidmatte.matting import Inference, Matting
     from vidmatte.sinks import Sink
 
 STDIN = "-"
@@ -140,7 +143,8 @@ class FileRun:
         strict: bool = False,
         networks: NetworkKeeper | None = None,
     ) -> None:
-        self._open_network = open_network if networks is None else networks.open
+        own = partial(open_network, gpu_batch=GPU_BATCH)
+        self._open_network = own if networks is None else networks.open
         self._source_name = source
         self._contents = outputs
         self._matting_choice = matting or MattingChoice()
@@ -163,7 +167,7 @@ class FileRun:
         refuse_same_file(list(outputs), [*self._source.files, *self._backdrop.files])
         self._destinations = {n: destination_of(n, overwrite=overwrite) for n in outputs}
         self._outputs: list[_Output] = []
-        self._matting: Matting | None = None
+        self._matting: Matting | DeviceMatting | None = None
         self._layout: Layout
         self._last_s = 0.0
         self._is_complete = False
@@ -321,14 +325,14 @@ class FileRun:
             if self._cut.frames is not None and frame.index + 1 >= self._cut.frames:
                 return
 
-    def _infer(self, frames: Iterator[Frame]) -> Iterator[Inference]:
+    def _infer(self, frames: Iterator[Frame]) -> Iterator[Any]:
         """Load the model and answer for every frame, on the inferring thread."""
         needs_alpha = any(o.plan.content == "transparent" for o in self._outputs)
         self._layout = working_layout(self._info, needs_alpha=needs_alpha)
         with contextlib.closing(self._open_matting(self._layout)) as self._matting:
             yield from self._matting.infer(frames)
 
-    def _render(self, inferences: Iterator[Inference]) -> Iterator[list[av.VideoFrame]]:
+    def _render(self, inferences: Iterator[Any]) -> Iterator[list[av.VideoFrame]]:
         """Turn answers into one picture per output, on the rendering thread."""
         first = next(inferences, None)  # the model is loaded by then
         if first is None:
@@ -336,15 +340,11 @@ class FileRun:
         assert self._matting is not None
         plans = [output.plan for output in self._outputs]
         with contextlib.closing(self._backdrop):
-            renders = build_renders(self._info, self._layout, plans, self._backdrop)
-            for matte in self._matting.finish(chain([first], inferences)):
-                pictures = [render(matte) for render in renders]
-                for picture in pictures:
-                    picture.pts, picture.time_base = matte.frame.pts, matte.frame.time_base
-                yield pictures
+            pictures = picture_maker(self._matting, self._info, self._layout, plans, self._backdrop)
+            yield from pictures(self._matting.finish(chain([first], inferences)))
         self._is_complete = True
 
-    def _open_matting(self, layout: Layout) -> Matting:
+    def _open_matting(self, layout: Layout) -> Matting | DeviceMatting:
         """Load the model, report what was chosen, and build the matting."""
         choice = self._matting_choice
         network = self._open_network(self._info, choice)
@@ -354,7 +354,7 @@ class FileRun:
             network.backend.close()  # or a keeper would take it for one in use
             raise
 
-    def _build_matting(self, layout: Layout, network: Network) -> Matting:
+    def _build_matting(self, layout: Layout, network: Network) -> Matting | DeviceMatting:
         choice, model = self._matting_choice, network.model
         self.result.device = network.backend.description
         self.result.model = model.name
@@ -363,14 +363,8 @@ class FileRun:
         elif model.reason.startswith("cuda"):
             self.result.notes.append(model.reason)
         load_cv2().setNumThreads(self._budget.opencv)
-        return Matting(
-            self._info,
-            layout,
-            network,
-            temporal=choice.temporal and not self._info.is_still,
-            refinement=choice.refinement,
-            adjust=choice.adjust,
-        )
+        temporal = choice.temporal and not self._info.is_still
+        return build_matting(self._info, layout, network, choice, temporal=temporal)
 
     def _write(self, pictures: list[av.VideoFrame]) -> None:
         first = pictures[0]
@@ -473,7 +467,7 @@ class FileRun:
                     error.add_note(f"what was finished is in {kept}")
 
 
-def _bytes_of(item: Frame | Inference | list[av.VideoFrame]) -> int:
+def _bytes_of(item: Frame | Inference | DeviceInference | list[av.VideoFrame]) -> int:
     if isinstance(item, list):
         return sum(plane.buffer_size for picture in item for plane in picture.planes)
     frame = item if isinstance(item, Frame) else item.frame

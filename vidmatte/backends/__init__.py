@@ -8,12 +8,13 @@ import pkgutil
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from vidmatte.errors import BackendError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from vidmatte.models.registry import Model
@@ -44,11 +45,26 @@ class Backend(Protocol):
         """Free the device's memory; may be called twice."""
 
 
+@runtime_checkable
+class DeviceBackend(Backend, Protocol):
+    """A backend that takes pictures where they are; with it the whole work stays on `device`."""
+
+    device: torch.device
+
+    def infer_device(self, image_NHW3: torch.Tensor) -> torch.Tensor:
+        """Return the same as `infer` for a tensor on `device`, and do not wait for it.
+
+        Any N; more than `batch` are done in parts. The result is valid until the next call, in the
+        stream of the call. Raises BackendError.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a backend is asked to open: nothing here may be replaced by something else.
 
     `size` is (height, width). `variant` is what followed the colon in the backend's name.
+    `wait_engine`: open only when the backend's engine, if it compiles one, is built.
     """
 
     model: Model
@@ -58,6 +74,7 @@ class Request:
     precision: Precision
     threads: int
     variant: str = ""
+    wait_engine: bool = False
 
 
 class BackendModule(Protocol):
@@ -105,12 +122,14 @@ def open_backend(
     batch: int = 1,
     precision: Precision = "auto",
     threads: int | None = None,
+    wait_engine: bool = False,
 ) -> Backend:
     """Open a backend for `model` at `size` (height, width).
 
     `backend` is "auto" or a name, with a variant after a colon ("null:disc"); `device` is "auto",
     "cpu", "cuda" or "cuda:N"; `threads` defaults to the cores of this process. What is named is
     used, or a BackendError says why not and what to do; "auto" tells its choice in `description`.
+    `wait_engine` waits for a compiled engine where else another backend would begin.
     """
     height, width = size
     step = model.row.multiple_of
@@ -122,7 +141,8 @@ def open_backend(
         )
     name, _, variant = backend.partition(":")
     chosen = choose_device(device, name)
-    request = Request(model, chosen, size, batch, precision, threads or usable_cores(), variant)
+    cores = threads or usable_cores()
+    request = Request(model, chosen, size, batch, precision, cores, variant, wait_engine)
     if name != "auto":
         return _open(name, request)
     opened = _open_first(request)

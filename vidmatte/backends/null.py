@@ -10,6 +10,7 @@ from vidmatte.errors import BackendError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
 AUTO_ORDER: dict[str, int] = {}
@@ -59,7 +60,10 @@ class NullBackend:
 
     def infer(self, image_NHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the formula's mattes; see Backend.infer."""
-        result = self._matte_NHW[: len(image_NHW3)]
+        return self._next(len(image_NHW3))
+
+    def _next(self, count: int) -> NDArray[np.float32]:
+        result = self._matte_NHW[:count]
         for index, matte_HW in enumerate(result, self._index):
             self._formula(matte_HW, index)
         self._index += len(result)
@@ -67,6 +71,23 @@ class NullBackend:
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+class DeviceNullBackend(NullBackend):
+    """The same on a GPU, where everything but the network is done; see DeviceBackend."""
+
+    def __init__(self, request: Request, formula: str) -> None:
+        import torch
+
+        super().__init__(request, formula)
+        self.device = torch.device(request.device)
+
+    def infer_device(self, image_NHW3: torch.Tensor) -> torch.Tensor:
+        """Return the formula's mattes; see DeviceBackend.infer_device."""
+        import torch
+
+        parts = [torch.from_numpy(self._next(1)).to(self.device, copy=True) for _ in image_NHW3]
+        return torch.cat(parts)
 
 
 def open_backend(request: Request) -> NullBackend:
@@ -77,4 +98,5 @@ def open_backend(request: Request) -> NullBackend:
             f"there is no null backend {formula!r}",
             hint="backends: " + ", ".join(f"null:{name}" for name in FORMULAS),
         )
-    return NullBackend(request, formula)
+    kind = NullBackend if request.device == "cpu" else DeviceNullBackend
+    return kind(request, formula)

@@ -43,6 +43,7 @@ class BlurBackground:
                 hint=f"it is sigma in percent of the longer side; the default is "
                 f"{DEFAULT_STRENGTH:g}",
             )
+        self.strength = strength
         aspect = float(info.sample_aspect_ratio)
         sigma = max(info.width * aspect, info.height) * strength / 100
         halvings = int(np.log2(max(min(sigma, sigma / aspect) / _SMALLEST_SIGMA, 1)))

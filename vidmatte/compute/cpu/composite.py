@@ -68,7 +68,7 @@ class Compositor:
         """
         source = matte.frame.picture
         layout = self._layout
-        picture = _new_picture(layout, *self._size, like=source)
+        picture = new_picture(layout, *self._size, like=source)
         backgrounds: Sequence[Samples | int] | None = self._background.constant
         if backgrounds is None:
             backgrounds = self._background.planes(matte.frame, matte.alpha)
@@ -223,7 +223,7 @@ def pack_alpha(
     Returns a new picture with the source's colour tags; the caller sets pts and time base.
     """
     source = matte.frame.picture
-    picture = _new_picture(layout, source.width, source.height, like=source)
+    picture = new_picture(layout, source.width, source.height, like=source)
     *colours, own = plane_views(picture, writable=True)
     planes = _colour_planes(source, layout) if foreground is None else foreground
     for out, plane in zip(colours, planes, strict=True):
@@ -237,7 +237,7 @@ def matte_picture(matte: Matte) -> av.VideoFrame:
     source = matte.frame.picture
     layout = layout_of("gray" if matte.alpha.dtype == np.uint8 else "gray16le")
     assert layout is not None
-    picture = _new_picture(layout, source.width, source.height)
+    picture = new_picture(layout, source.width, source.height)
     plane_views(picture, writable=True)[0][...] = matte.alpha
     picture.color_range = RANGE_FULL
     return picture
@@ -271,7 +271,7 @@ def _colour_planes(picture: av.VideoFrame, layout: Layout) -> list[Samples | int
     return planes
 
 
-def _new_picture(
+def new_picture(
     layout: Layout, width: int, height: int, *, like: av.VideoFrame | None = None
 ) -> av.VideoFrame:
     """Allocate a picture; a pool gains nothing measurable over malloc's own reuse."""

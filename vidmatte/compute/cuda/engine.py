@@ -1,0 +1,227 @@
+"""Frames to mattes on the device: upload, prepare, infer, steady, refine; several in flight."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from vidmatte.compute.batches import in_batches
+from vidmatte.compute.cpu.conform import Conformer
+from vidmatte.compute.cuda.composite import own_alpha
+from vidmatte.compute.cuda.prepare import Preparer
+from vidmatte.compute.cuda.refine import Refiner
+from vidmatte.compute.cuda.temporal import TemporalFilter
+from vidmatte.compute.cuda.transfer import Download, Lane, upload, upload_picture, wait
+from vidmatte.errors import BackendError, CancelledError
+from vidmatte.frames import Matte
+from vidmatte.graphs import Graphed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vidmatte.backends import DeviceBackend
+    from vidmatte.frames import Frame, Layout, Samples, VideoInfo
+    from vidmatte.models.table import Curve
+
+BATCHES_IN_FLIGHT = 2  # asked of the device before the host waits for the first of them
+
+
+class DeviceInference(NamedTuple):
+    """A conformed frame, its planes, its small upright RGB (H, W, 3), the network's answer (h, w).
+
+    All but the frame are on the device; what made them is finished.
+    """
+
+    frame: Frame
+    planes: tuple[Tensor, ...]
+    image: Tensor
+    probability: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMatte:
+    """A frame, its planes and its alpha (H, W) on the device; see Matte.
+
+    Valid until the next one is asked for, in the lane that made it.
+    """
+
+    frame: Frame
+    planes: tuple[Tensor, ...]
+    alpha: Tensor
+
+
+class _Flight(NamedTuple):
+    """A batch that the device works on."""
+
+    items: list[DeviceInference]
+    is_finite: Download
+    mark: torch.cuda.Event | None
+
+
+class DeviceMatting:
+    """The per-frame work on a device; the same contract as `Matting`, with `DeviceMatte`s.
+
+    `infer` and `finish` may run on two threads, each on one; each has a stream of its own and the
+    host runs ahead of the device by `BATCHES_IN_FLIGHT`. `adjust` edits the finished alpha on the
+    host. An error at frame N passes through after exactly N mattes.
+    """
+
+    def __init__(
+        self,
+        info: VideoInfo,
+        layout: Layout,
+        backend: DeviceBackend,
+        curve: Curve,
+        *,
+        temporal: bool = True,
+        refinement: bool = True,
+        lookahead: int = 1,
+        adjust: Callable[[Samples], Samples] | None = None,
+    ) -> None:
+        self.conformer = Conformer(info, layout)
+        self.device = backend.device
+        self.lane = Lane(self.device)
+        """The stream of `finish`, to be entered by who works on its mattes."""
+        self._name = info.name
+        self._backend = backend
+        self._adjust = adjust
+        self._layout = layout
+        self._infer_lane, self._copy_lane = Lane(self.device), Lane(self.device)
+        self._preparer = Preparer(info, layout, backend.input_size, self.device)
+        self._prepare = Graphed(lambda *planes: (self._preparer.prepare(planes),), self.device)
+        refiner = Refiner(
+            layout, info.width, info.height, lo=curve.lo, hi=curve.hi, device=self.device
+        )
+        self._alpha = Graphed(self._alpha_work(refiner, refinement=refinement), self.device)
+        self._temporal = (
+            TemporalFilter(lookahead=lookahead, device=self.device) if temporal else None
+        )
+        self._held: deque[DeviceInference] = deque()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # constants are made on the default stream
+
+    def _alpha_work(
+        self, refiner: Refiner, *, refinement: bool
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        find = refiner.refine if refinement else None
+
+        def work(probability: Tensor, *planes: Tensor) -> tuple[Tensor, ...]:
+            small = self._preparer.to_stored(probability)
+            alpha = refiner.upsample(small) if find is None else find(small, planes)
+            return (alpha if self._adjust else own_alpha(planes, alpha, self._layout),)
+
+        return work
+
+    def close(self) -> None:
+        """Free the network."""
+        self._backend.close()
+
+    def process(self, frames: Iterator[Frame]) -> Iterator[Matte]:
+        """Yield one matte per frame, in order, in host memory."""
+        for matte in self.finish(self.infer(frames)):
+            with self.lane:
+                download = Download([matte.alpha], self._copy_lane)
+            yield Matte(matte.frame, download.planes()[0])
+
+    def infer(self, frames: Iterator[Frame]) -> Iterator[DeviceInference]:
+        """Yield each frame with the network's answer; the first half, for a thread of its own."""
+        flights: deque[_Flight] = deque()
+        error: Exception | None = None
+        batches = in_batches(map(self.conformer.conform, frames), self._backend.batch)
+        while True:
+            batch: list[Frame] = []
+            try:
+                batch = next(batches, [])
+                if not batch:
+                    break
+                flights.append(self._launch(batch))
+            except CancelledError:
+                raise
+            except Exception as exc:  # noqa: BLE001 - raised below, behind what came before it
+                error = exc
+                break
+            if len(flights) >= BATCHES_IN_FLIGHT:
+                yield from self._land(flights.popleft())
+        while flights:
+            yield from self._land(flights.popleft())
+        if error is None:
+            return
+        if len(batch) > 1:  # which of them it was is known one by one
+            for frame in batch:
+                yield from self._land(self._launch([frame]))
+        raise error
+
+    def _launch(self, frames: list[Frame]) -> _Flight:
+        """Ask the device for a batch of answers, and do not wait for them."""
+        with self._infer_lane:
+            planes = [upload_picture(frame.picture, self.device) for frame in frames]
+            image_NHW3 = torch.empty(
+                (len(frames), *self._backend.input_size, 3), dtype=torch.uint8, device=self.device
+            )
+            for image, own in zip(image_NHW3, planes, strict=True):
+                image.copy_(self._prepare(*own)[0])
+            probability_NHW = self._backend.infer_device(image_NHW3).clone()
+            is_finite = torch.isfinite(probability_NHW.sum((1, 2))).to(torch.uint8)
+            items = [
+                DeviceInference(*item)
+                for item in zip(frames, planes, image_NHW3, probability_NHW, strict=True)
+            ]
+            return _Flight(items, Download([is_finite], self._copy_lane), self._infer_lane.mark())
+
+    def _land(self, flight: _Flight) -> Iterator[DeviceInference]:
+        """Wait for a batch, look at its answers, and pass them on."""
+        wait(flight.mark)
+        (finite,) = flight.is_finite.planes()
+        for item, is_finite in zip(flight.items, finite.tolist(), strict=True):
+            if not is_finite:
+                raise BackendError(
+                    f"{self._name}: frame {item.frame.index}: the network returned NaN",
+                    hint="try --precision f32, or other weights",
+                )
+            yield item
+
+    def finish(self, inferences: Iterator[DeviceInference]) -> Iterator[DeviceMatte]:
+        """Yield the mattes: the second half, which looks ahead and flushes before an error."""
+        try:
+            for inference in inferences:
+                self.lane.borrow([*inference.planes, inference.image, inference.probability])
+                self._held.append(inference)
+                yield from self._emit(self._steady(inference))
+        except (CancelledError, GeneratorExit):
+            raise
+        except BaseException:
+            yield from self._flush()
+            raise
+        yield from self._flush()
+
+    def _steady(self, inference: DeviceInference) -> list[Tensor]:
+        if self._temporal is None:
+            return [inference.probability]
+        with self.lane:
+            return self._temporal.push(inference.probability, inference.image)
+
+    def _flush(self) -> Iterator[DeviceMatte]:
+        if self._temporal is not None:
+            with self.lane:
+                rest = self._temporal.flush()
+            yield from self._emit(rest)
+
+    def _emit(self, steady: Sequence[Tensor]) -> Iterator[DeviceMatte]:
+        for probability in steady:
+            inference = self._held.popleft()
+            yield DeviceMatte(
+                inference.frame, inference.planes, self._finished(inference, probability)
+            )
+
+    def _finished(self, inference: DeviceInference, probability: Tensor) -> Tensor:
+        with self.lane:
+            (alpha,) = self._alpha(probability, *inference.planes)
+            if self._adjust is None:
+                return alpha
+            (edited,) = Download([alpha], self._copy_lane).planes()
+            (alpha,) = upload([self._adjust(edited)], self.device)
+            return own_alpha(inference.planes, alpha, self._layout)
