@@ -94,11 +94,11 @@ def _xyz_from_rgb(primaries: tuple[tuple[float, float], ...]) -> NDArray[np.floa
 
 
 # Linear BT.709 RGB in BT.2020 primaries (BT.2087-0 gives it in four digits: too few near black).
-_BT709_TO_BT2020 = np.linalg.solve(_xyz_from_rgb(_BT2020), _xyz_from_rgb(_BT709))
+BT709_TO_BT2020 = np.linalg.solve(_xyz_from_rgb(_BT2020), _xyz_from_rgb(_BT709))
 
 REFERENCE_WHITE_NIT = 203.0  # BT.2408-7, section 2.1: HDR reference white
-_HLG_PEAK_NIT, _HLG_GAMMA = 1000.0, 1.2  # BT.2100-2, table 5: nominal display and its system gamma
-_HLG_LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)
+HLG_PEAK_NIT, HLG_GAMMA = 1000.0, 1.2  # BT.2100-2, table 5: nominal display and its system gamma
+HLG_LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)
 
 
 def parse_colour(text: str) -> tuple[int, int, int]:
@@ -271,7 +271,7 @@ def _coded(srgb: NDArray[np.uint8 | np.uint16], colour: Colour) -> Floats:
     peak = int(np.iinfo(srgb.dtype).max)
     if not (colour.is_hdr or colour.primaries == PRIMARIES_BT2020):
         return srgb.astype(np.float32) / np.float32(peak)
-    linear: Floats = _srgb_decode_table(peak)[srgb] @ _BT709_TO_BT2020.T.astype(np.float32)
+    linear: Floats = _srgb_decode_table(peak)[srgb] @ BT709_TO_BT2020.T.astype(np.float32)
     np.clip(linear, 0, 1, out=linear)
     if colour.transfer == TRANSFER_HLG:
         return _hlg_from_linear(linear)
@@ -331,9 +331,9 @@ _HLG_B, _HLG_C = 1 - 4 * _HLG_A, 0.5 - _HLG_A * np.log(4 * _HLG_A)
 
 def _hlg_from_linear(linear: Floats) -> Floats:
     """Invert the OOTF (BT.2100-2 table 5, with black at 0), then apply the OETF; 1 is 203 nit."""
-    display = linear * np.float32(REFERENCE_WHITE_NIT / _HLG_PEAK_NIT)
-    luminance = np.maximum(display @ _HLG_LUMA, np.float32(1e-9))[..., None]
-    scene = display * luminance ** np.float32((1 - _HLG_GAMMA) / _HLG_GAMMA)
+    display = linear * np.float32(REFERENCE_WHITE_NIT / HLG_PEAK_NIT)
+    luminance = np.maximum(display @ HLG_LUMA, np.float32(1e-9))[..., None]
+    scene = display * luminance ** np.float32((1 - HLG_GAMMA) / HLG_GAMMA)
     high = np.maximum(scene, np.float32(1 / 12))
     log = np.float32(_HLG_A) * np.log(12 * high - np.float32(_HLG_B)) + np.float32(_HLG_C)
     return np.where(scene <= np.float32(1 / 12), np.sqrt(3 * scene), log)
@@ -345,7 +345,7 @@ def _scene_from_hlg(coded: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=2)
-def _hdr_decode_table(transfer: int) -> Floats:
+def hdr_decode_table(transfer: int) -> Floats:
     """Map a 16-bit coded value to linear light: PQ to white = 203 nit, HLG to scene light."""
     coded = np.arange(65536) / 65535
     if transfer == TRANSFER_PQ:
@@ -358,7 +358,7 @@ _KNEE = 0.75
 
 
 @lru_cache(maxsize=1)
-def _sdr_encode_table() -> NDArray[np.uint8]:
+def sdr_encode_table() -> NDArray[np.uint8]:
     """Map sqrt(linear / 64), in 4096 steps, to 8-bit sRGB with highlights rolled off softly.
 
     Up to the knee light stays as it is; above, `knee + (1 - knee) * (1 - exp(-x))` with
@@ -383,12 +383,12 @@ def tone_map(rgb: NDArray[np.uint16], transfer: int) -> NDArray[np.uint8]:
 
 
 def _tone_map_band(rgb: NDArray[np.uint16], transfer: int) -> NDArray[np.uint8]:
-    linear = _hdr_decode_table(transfer)[rgb]
+    linear = hdr_decode_table(transfer)[rgb]
     if transfer == TRANSFER_HLG:
-        luminance = np.maximum(linear @ _HLG_LUMA, np.float32(1e-9))[..., None]
-        linear *= luminance ** np.float32(_HLG_GAMMA - 1)
-        linear *= np.float32(_HLG_PEAK_NIT / REFERENCE_WHITE_NIT)
-    linear = linear @ np.linalg.inv(_BT709_TO_BT2020).T.astype(np.float32)
+        luminance = np.maximum(linear @ HLG_LUMA, np.float32(1e-9))[..., None]
+        linear *= luminance ** np.float32(HLG_GAMMA - 1)
+        linear *= np.float32(HLG_PEAK_NIT / REFERENCE_WHITE_NIT)
+    linear = linear @ np.linalg.inv(BT709_TO_BT2020).T.astype(np.float32)
     steps = np.sqrt(np.clip(linear, 0, 64) / np.float32(64))
-    mapped: NDArray[np.uint8] = _sdr_encode_table()[np.rint(steps * 4095).astype(np.uint16)]
+    mapped: NDArray[np.uint8] = sdr_encode_table()[np.rint(steps * 4095).astype(np.uint16)]
     return mapped
