@@ -233,6 +233,8 @@ OUTPUTS = {
     "no extension": Scenario("run s.mp4 o"),
     "unknown codec": Scenario("run s.mp4 o.mp4 --codec nosuch"),
     "codec of another container": Scenario("run s.mp4 o.mp4 --codec prores"),
+    "codec of no card": Scenario("run s.mp4 o.mp4 --codec h264_nvenc", lambda folder, patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")),
     "codec without alpha": Scenario("run s.mp4 o.mkv --codec h264 -b transparent"),
     "container without alpha": Scenario("run s.mp4 o.mp4 -b transparent"),
     "unknown preset": Scenario("run s.mp4 o.mp4 --preset nosuch"),

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
+from vidmatte.errors import OutputError
 from vidmatte.frames import VideoInfo
 from vidmatte.sinks import SinkReport
+from vidmatte.sinks import _hardware as hardware
 from vidmatte.sinks._matroska import ROOM, write_aspect
 from vidmatte.sinks._shared import Turner, converter_for, translated
 from vidmatte.sinks._streams import MATROSKA, Carrier, CompanionReader, kept_tags
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 MAX_INTERLEAVE_US = 1_000_000  # what the muxer holds back for a stream that is silent
 CLUSTER_MS = 500  # what a Matroska loses to a sudden end, beyond what the encoder holds
 APNG_TICKS = 65535  # a second has at most so many: a delay is a fraction of 16-bit numbers
-OWN_ASPECT = frozenset({"libx264", "libx265", "mpeg4", "ffv1"})  # codecs that have it themselves
+# Codecs that have the shape of pixels themselves.
+OWN_ASPECT = frozenset({"libx264", "libx265", "mpeg4", "ffv1", *hardware.FORMATS})
 HELD_ASPECT = frozenset({"mp4", "mov", "apng"})  # containers that FFmpeg tells it
 INTERLACED_CODECS = {"libx264", "mpeg4", "ffv1"}
 CODEC_FLAG_INTERLACED = (1 << 18) | (1 << 29)  # AV_CODEC_FLAG_INTERLACED_DCT and _ME
@@ -30,12 +33,16 @@ CODEC_FLAG_INTERLACED = (1 << 18) | (1 << 29)  # AV_CODEC_FLAG_INTERLACED_DCT an
 
 @dataclass(frozen=True, slots=True)
 class Muxing:
-    """What a video file gets beside its pictures, and how many threads encode them (0: auto)."""
+    """What a video file gets beside its pictures, and what encodes them.
+
+    That is so many threads (0: auto), or with NVENC the GPU of this number (None: the first).
+    """
 
     companions: CompanionReader | None = None
     audio: bool = True
     video_metadata: Mapping[str, str] = field(default_factory=dict)
     threads: int = 0
+    gpu: int | None = None
 
 
 class FileSink:
@@ -124,6 +131,8 @@ class FileSink:
             os.environ.setdefault("SVT_LOG", "1")  # it prints its settings to the terminal
         self._add_hdr(options)
         self._add_fields(options)
+        if plan.codec in hardware.FORMATS and muxing.gpu is not None:
+            options["gpu"] = str(muxing.gpu)
         stream = cast(
             "av.VideoStream",
             self._container.add_stream(plan.codec, rate=info.frame_rate, options=options),
@@ -131,7 +140,7 @@ class FileSink:
         context = stream.codec_context
         turned = plan.turned and info.orientation.swaps_sides
         context.width, context.height = info.upright_size if turned else (info.width, info.height)
-        context.pix_fmt = plan.pix_fmt
+        context.pix_fmt = hardware.SENT_AS.get((plan.codec, plan.pix_fmt), plan.pix_fmt)
         context.time_base = stream.time_base = self._time_base()
         context.framerate = info.frame_rate
         context.sample_aspect_ratio = stream.sample_aspect_ratio = (
@@ -140,7 +149,7 @@ class FileSink:
         context.gop_size = max(1, round(info.frame_rate))
         context.thread_type = "FRAME" if plan.codec in ("libx264", "libx265") else "AUTO"
         context.thread_count = muxing.threads
-        if plan.codec == "libx265" and plan.container in ("mp4", "mov"):
+        if plan.codec in ("libx265", "hevc_nvenc") and plan.container in ("mp4", "mov"):
             context.codec_tag = "hvc1"  # Apple's players refuse FFmpeg's default, hev1
         self._tag_colour(context)
         if self._interlaced:
@@ -149,8 +158,23 @@ class FileSink:
         self._prepare_aspect(stream)
         if info.display_matrix is not None and not plan.turned:
             stream.set_display_matrix(list(info.display_matrix))
-        context.open()  # what the encoder refuses is known before a model is loaded
+        self._start(context)
         return stream
+
+    def _start(self, context: av.VideoCodecContext) -> None:
+        """Open the encoder: what it refuses is known before a model is loaded."""
+        import av
+
+        try:
+            context.open()
+        except (av.FFmpegError, OSError) as exc:
+            codec = self._plan.codec
+            if codec not in hardware.FORMATS:
+                raise
+            raise OutputError(
+                f"{self._name}: {codec} cannot start: no NVIDIA encoder here takes these pictures",
+                hint="leave --codec out, or use h264 or hevc, which encode on the CPU",
+            ) from exc
 
     def _tag_colour(self, context: av.VideoCodecContext) -> None:
         if self._plan.content == "matte":

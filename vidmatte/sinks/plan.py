@@ -18,6 +18,7 @@ from vidmatte.frames import (
     VideoInfo,
     layout_of,
 )
+from vidmatte.sinks import _hardware as hardware
 
 Content = Literal["opaque", "transparent", "matte"]
 Kind = Literal["video", "sequence", "picture", "gif"]
@@ -50,12 +51,12 @@ CODEC_NAMES = {
 }
 # Which of our encoders each container may hold, the first being what a user would expect.
 ALLOWED = {
-    "mp4": ("libx264", "libx265", "libsvtav1", "libvpx-vp9", "mpeg4"),
-    "mov": ("libx264", "libx265", "prores_ks", "qtrle", "png", "mjpeg", "mpeg4"),
+    "mp4": ("libx264", "libx265", "libsvtav1", "libvpx-vp9", "mpeg4", *hardware.FORMATS),
+    "mov": ("libx264", "libx265", "prores_ks", "qtrle", "png", "mjpeg", "mpeg4", *hardware.FORMATS),
     "matroska": ("libx264", "libx265", "ffv1", "libvpx-vp9", "libsvtav1", "prores_ks", "png",
-                 "mjpeg", "utvideo", "huffyuv", "qtrle", "mpeg4"),
+                 "mjpeg", "utvideo", "huffyuv", "qtrle", "mpeg4", *hardware.FORMATS),
     "webm": ("libvpx-vp9", "libsvtav1"),
-    "mpegts": ("libx264", "libx265"),
+    "mpegts": ("libx264", "libx265", *hardware.FORMATS),
     "avi": ("libx264", "ffv1", "mjpeg", "utvideo", "huffyuv", "png", "mpeg4"),
     "nut": ("libx264", "libx265", "ffv1", "utvideo", "huffyuv", "png", "libvpx-vp9", "qtrle"),
     "gif": ("gif",),
@@ -95,8 +96,9 @@ ENCODER_FORMATS = {
     "utvideo": ("yuv420p", "yuv422p", "yuv444p", "gbrp", "gbrap"),
     "huffyuv": ("yuv422p", "rgb24", "bgra"),
     "gif": ("pal8",),
+    **hardware.FORMATS,
 }  # fmt: skip
-WITH_CRF = ("libx264", "libx265", "libvpx-vp9", "libsvtav1")
+WITH_CRF = ("libx264", "libx265", "libvpx-vp9", "libsvtav1", *hardware.FORMATS)
 _PACKED = re.compile(r"(bgra|rgba|argb|abgr|rgba64\w*)|(rgb24|bgr24|bgr0|rgb48\w*)|(gray16be)")
 _X26X = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower",
          "veryslow", "placebo")  # fmt: skip
@@ -105,9 +107,11 @@ PRESETS = {
     "libx265": _X26X,
     "libvpx-vp9": tuple(str(n) for n in range(9)),
     "libsvtav1": tuple(str(n) for n in range(14)),
+    **dict.fromkeys(hardware.FORMATS, tuple(hardware.PRESETS)),
 }
 # Phones, browsers and QuickTime refuse 4:4:4: RGB, converted in any case, becomes what plays.
 PLAYED = frozenset({"mp4", "mov"})
+_PLAYED_CODECS = ("libx264", "libx265", *hardware.FORMATS)
 HOLDS_ORIENTATION = frozenset({"mp4", "mov", "matroska"})
 
 
@@ -139,11 +143,13 @@ def plan_output(
     codec: str | None = None,
     crf: int | None = None,
     preset: str | None = None,
+    nvenc: bool = False,
 ) -> OutputPlan:
     """Decide how to write `content` of a source `info` under the extension `suffix`.
 
-    Raises UsageError for extensions that are unknown and for codecs or transparency that the
-    target cannot hold, with a name that would work.
+    `nvenc` lets NVENC take the place of x264 and x265 where that loses nothing. Raises UsageError
+    for extensions that are unknown and for codecs or transparency that the target cannot hold,
+    with a name that would work.
     """
     suffix = suffix.lower()
     source = _planar_layout(info.pix_fmt)
@@ -152,12 +158,14 @@ def plan_output(
     container = _container_of(suffix)
     encoder = _encoder_of(container, suffix, content, source, codec)
     wanted = _wanted(source, content)
-    if wanted.model == "rgb" and container in PLAYED and encoder in ("libx264", "libx265"):
+    if wanted.model == "rgb" and container in PLAYED and encoder in _PLAYED_CODECS:
         wanted = replace(wanted, model="yuv", shift_x=1, shift_y=1)
     usual, pix_fmt = TRANSPARENT_DEFAULT.get(container, ("", ""))
     if content != "transparent" or encoder != usual or not pix_fmt:
         pix_fmt = nearest_format(wanted, ENCODER_FORMATS[encoder])
     pix_fmt, notes = _fit_odd_size(info, encoder, pix_fmt)
+    if nvenc and codec is None and _suits_nvenc(info, container, encoder, pix_fmt):
+        encoder = hardware.TWINS[encoder]
     turned = container not in HOLDS_ORIENTATION and info.orientation != Orientation()
     if content != "matte":
         notes += _format_notes(source, info, encoder, pix_fmt)
@@ -269,9 +277,9 @@ def nearest_format(wanted: Layout, offered: tuple[str, ...]) -> str:
 
 
 def _fit_odd_size(info: VideoInfo, encoder: str, pix_fmt: str) -> tuple[str, tuple[str, ...]]:
-    """x264 and x265 refuse odd sizes with subsampled chroma: widen the chroma and say so."""
+    """H.264 and HEVC refuse odd sizes with subsampled chroma: widen the chroma and say so."""
     layout = layout_of(pix_fmt)
-    if encoder not in ("libx264", "libx265", "libsvtav1") or layout is None:
+    if encoder not in (*_PLAYED_CODECS, "libsvtav1") or layout is None:
         return pix_fmt, ()
     if layout.model != "yuv":
         return pix_fmt, ()
@@ -284,6 +292,22 @@ def _fit_odd_size(info: VideoInfo, encoder: str, pix_fmt: str) -> tuple[str, tup
         return pix_fmt, ()
     size = f"{info.width}x{info.height}"
     return full, (f"{size} is odd: encoded with full chroma (4:4:4); some players refuse that",)
+
+
+def _suits_nvenc(info: VideoInfo, container: str, encoder: str, pix_fmt: str) -> bool:
+    """Whether NVENC may stand in: not where fields or HDR's static metadata would be lost."""
+    twin = hardware.TWINS.get(encoder, "")
+    shortest, longest = hardware.SIDES.get(twin, (0, 0))
+    sides = info.width, info.height
+    return (
+        twin in ALLOWED[container]
+        and "420" in pix_fmt
+        and pix_fmt in hardware.FORMATS.get(twin, ())
+        and shortest <= min(sides)
+        and max(sides) <= longest
+        and info.field_order == "progressive"
+        and not (info.mastering_display or info.content_light)
+    )
 
 
 def _format_notes(source: Layout, info: VideoInfo, encoder: str, pix_fmt: str) -> tuple[str, ...]:
@@ -349,6 +373,8 @@ def encoder_options(
         if lossless and encoder == "libx265":
             quality = {"x265-params": "lossless=1"}
         return {"preset": preset or "veryfast", **quality}
+    if encoder in hardware.FORMATS:
+        return hardware.nvenc_options(encoder, crf, preset, lossless=lossless)
     if encoder == "libvpx-vp9":
         options = {"deadline": "good", "cpu-used": preset or "5", "row-mt": "1", "b": "0"}
         options |= {"lossless": "1"} if lossless else {"crf": str(24 if crf is None else crf)}
