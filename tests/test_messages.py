@@ -222,6 +222,10 @@ WITHOUT_HINT = {
 NOT_PROVOKED = {
     "backdrop.py: unknown fit '{}'": "vidmatte.run only; the command refuses it by itself",
     "backends/__init__.py: {} takes sizes in multiples of {}, not {}x{}": "test_backends",
+    "backends/_spread.py: --device {} names {} twice": "test_spread",
+    "backends/_spread.py: backend {} does not run on several devices at once": "test_spread",
+    "backends/_spread.py: there is no device {}": "test_spread",
+    "backends/_spread.py: {}: {}": "test_spread",
     "backends/openvino.py: OpenVINO cannot run {}: {}": "test_faults_environment",
     "compute/cpu/_shared.py: OpenCV cannot be loaded: {}": "an OpenCV without libGL",
     "compute/cpu/looping.py: {}: the background video holds no picture": "a file that changes",
