@@ -164,3 +164,13 @@ def test_samples_beyond_white_and_black_saturate():
     for sample in (0, 255):
         luma = torch.full((64, 96), sample, dtype=torch.uint8)
         assert (preparer.prepare([luma, chroma, chroma]) == sample).all()
+
+
+@pytest.mark.parametrize("transfer", [1, 16, 18])
+def test_nothing_reads_a_value_or_leaves_the_device(transfer):
+    """Tensors without data stand for a device: to read one, or to mix it with others, raises."""
+    info = info_of("yuv420p10le", 320, 210, Colour(9, 1, 9, transfer), Orientation(90, True))
+    planes = [x.to("meta") for x in tensors_of(picture_of("yuv420p10le", 320, 210))]
+    preparer = Preparer(info, layout_of("yuv420p10le"), NETWORK, torch.device("meta"))
+    assert preparer.prepare(planes).device.type == "meta"
+    assert preparer.to_stored(torch.zeros(NETWORK, device="meta")).device.type == "meta"
