@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import gcd
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -28,29 +29,30 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 # Best of those tried (benchmarks/NOTES.md, Matte quality).
-_EPSILON = 2e-5  # of planes 0..1; below it a window's variance counts as noise
-_FLAT = 1e-4  # variance of a target below which there is nothing to explain
-_DOUBT = 3e-3  # variance left unexplained that halves a window's say among its neighbours
-_SURE_CELLS = 2  # a cell whose neighbours up to here are all of one mind is exact
+EPSILON = 2e-5  # of planes 0..1; below it a window's variance counts as noise
+FLAT = 1e-4  # variance of a target below which there is nothing to explain
+DOUBT = 3e-3  # variance left unexplained that halves a window's say among its neighbours
+SURE_CELLS = 2  # a cell whose neighbours up to here are all of one mind is exact
 # Of the way from 0 to 1 a target spends this much on what the curve cuts off at either end. The
 # filter then starts with a softer map than the matte will be, and motion blur stays soft.
-_MARGIN = 0.125
+MARGIN = 0.125
 _SLACK_CELLS = 6  # as far around unsure cells the fit sees
-_REACH_CELLS = 1  # what colours make of a cell stays between the targets of those so near,
-_HELD = 0.8  # and where all of those are that sure of the same, it stays as it is
+REACH_CELLS = 1  # what colours make of a cell stays between the targets of those so near,
+HELD = 0.8  # and where all of those are that sure of the same, it stays as it is
 
 
-class _Window(NamedTuple):
-    """How the local models are found."""
+class Window(NamedTuple):
+    """How the local models of alpha are found."""
 
     cells: int  # along the picture's longer side
     radius: int  # in cells
     passes: int
 
 
-_COLOUR, _GREY = _Window(160, 2, 3), _Window(240, 1, 1)  # grey alone is misled by wide windows
-_WIDE = _Window(120, 2, 4)
-_MOMENTUM = 1.0  # of the last step of a pass, added to the next: as good as twice the passes
+COLOUR, GREY = Window(160, 2, 3), Window(240, 1, 1)  # grey alone is misled by wide windows
+WIDE = Window(120, 2, 4)
+ALIGNED_CELLS = COLOUR.cells // gcd(COLOUR.cells, WIDE.cells)  # hold whole cells of the wide grid
+MOMENTUM = 1.0  # of the last step of a pass, added to the next: as good as twice the passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +77,22 @@ def refine(
     import cv2
 
     height, width = planes[0].shape
-    window = _COLOUR if len(planes) > 1 else _GREY
-    ratios = [_ratio(plane, height, width) for plane in planes]
-    cell = _cell_px(width, height, ratios, window.cells)
+    window = COLOUR if len(planes) > 1 else GREY
+    ratios = [sample_ratio(plane.shape, height, width) for plane in planes]
+    cell = cell_px(width, height, ratios, window.cells)
     guide = [
         average(plane, (cell // rx, cell // ry), (1 << bits) - 1)
         for plane, (rx, ry) in zip(planes, ratios, strict=True)
     ]
     coarse = _sample(probability, width, height, cell)
-    around = np.ones((2 * _SURE_CELLS + 1,) * 2, np.uint8)
+    around = np.ones((2 * SURE_CELLS + 1,) * 2, np.uint8)
     ones = cv2.erode(coarse, around) >= hi
     unsure = ~ones & (cv2.dilate(coarse, around) > lo)
     peak = 255 if bits <= 8 else 65535
     alpha = _flat(ones, cell, width, height, peak)
     if not unsure.any():
         return alpha
-    target = np.interp(coarse, (0, lo, hi, 1), (0, _MARGIN, 1 - _MARGIN, 1)).astype(np.float32)
+    target = np.interp(coarse, (0, lo, hi, 1), (0, MARGIN, 1 - MARGIN, 1)).astype(np.float32)
     model = _curved(_model(guide, target, unsure, window), unsure, ones, peak, (1 << bits) - 1)
     for block in blocks(unsure, cell, width, height):
         _fill(alpha, planes, ratios, cell, model, block)
@@ -117,13 +119,13 @@ def _to_u16(probability: Floats) -> NDArray[np.uint16]:
     return np.asarray(np.rint(probability * np.float32(65535)), np.uint16)
 
 
-def _ratio(plane: Samples, height: int, width: int) -> tuple[int, int]:
-    """(x, y) picture samples per sample of `plane`."""
-    return -(-width // plane.shape[1]), -(-height // plane.shape[0])
+def sample_ratio(shape: tuple[int, ...], height: int, width: int) -> tuple[int, int]:
+    """Return (x, y) picture samples per sample of a plane of `shape`."""
+    return -(-width // shape[1]), -(-height // shape[0])
 
 
-def _cell_px(width: int, height: int, ratios: list[tuple[int, int]], cells: int) -> int:
-    """The side of a cell, whole samples in every plane, for about `cells` along the longer side."""
+def cell_px(width: int, height: int, ratios: list[tuple[int, int]], cells: int) -> int:
+    """Return a cell's side, whole samples of every plane, for about `cells` on the longer side."""
     unit = max(2, *(max(ratio) for ratio in ratios))
     return max(1, round(max(width, height) / cells / unit)) * unit
 
@@ -149,13 +151,11 @@ def _box(values: Floats, radius: int) -> Floats:
 
 
 def _model(
-    guide: list[Floats], target: Floats, unsure: NDArray[np.bool_], window: _Window
+    guide: list[Floats], target: Floats, unsure: NDArray[np.bool_], window: Window
 ) -> _Linear:
     """Find the model where cells are unsure; zeros far from them, where nobody looks."""
     rows, columns = (np.flatnonzero(unsure.any(axis=axis)) for axis in (1, 0))
-    part = tuple(
-        slice(max(at[0] - _SLACK_CELLS, 0), at[-1] + _SLACK_CELLS + 1) for at in (rows, columns)
-    )
+    part = tuple(_around(at, _SLACK_CELLS) for at in (rows, columns))
     near, start = [np.ascontiguousarray(g[part]) for g in guide], np.ascontiguousarray(target[part])
     if len(guide) > 1:
         start = _settled(near, start)
@@ -166,20 +166,31 @@ def _model(
     return _Linear(whole[:-1], whole[-1])
 
 
+def _around(indices: NDArray[np.intp], slack: int) -> slice:
+    """Cover `indices` and more, from where a coarse cell begins to where one ends."""
+    start, stop = max(indices[0] - slack, 0), indices[-1] + slack + 1
+    return slice(start // ALIGNED_CELLS * ALIGNED_CELLS, -(-stop // ALIGNED_CELLS) * ALIGNED_CELLS)
+
+
 def _settled(guide: list[Floats], target: Floats) -> Floats:
     """Let the target move to the edge that colours show, in wide windows on a coarser grid."""
     import cv2
 
     h, w = target.shape
-    shrink = _WIDE.cells / _COLOUR.cells
-    size = max(1, round(w * shrink)), max(1, round(h * shrink))
-    how = cv2.INTER_AREA
-    small = [np.asarray(cv2.resize(g, size, interpolation=how), np.float32) for g in guide]
-    start = np.asarray(cv2.resize(target, size, interpolation=how), np.float32)
-    model = _fit(small, start, _WIDE)
-    slopes = [np.asarray(cv2.resize(slope, (w, h)), np.float32) for slope in model.slopes]
-    moved = _dot(slopes, guide) + np.asarray(cv2.resize(model.offset, (w, h)), np.float32)
-    return _within(moved, *_bounds(target))
+    below, right = -h % ALIGNED_CELLS, -w % ALIGNED_CELLS
+    large = w + right, h + below
+    size = large[0] * WIDE.cells // COLOUR.cells, large[1] * WIDE.cells // COLOUR.cells
+
+    def shrunk(values: Floats) -> Floats:
+        whole = cv2.copyMakeBorder(values, 0, below, 0, right, cv2.BORDER_REPLICATE)
+        return np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.float32)
+
+    model = _fit([shrunk(g) for g in guide], shrunk(target), WIDE)
+    *slopes, offset = (
+        np.asarray(cv2.resize(values, large), np.float32)[:h, :w]
+        for values in (*model.slopes, model.offset)
+    )
+    return _within(_dot(slopes, guide) + offset, *_bounds(target))
 
 
 def _within(values: Floats, low: Floats, high: Floats) -> Floats:
@@ -190,14 +201,14 @@ def _bounds(target: Floats) -> tuple[Floats, Floats]:
     """Between what colours may move the target of every cell: an edge, not what is within it."""
     import cv2
 
-    around = np.ones((2 * _REACH_CELLS + 1,) * 2, np.uint8)
+    around = np.ones((2 * REACH_CELLS + 1,) * 2, np.uint8)
     low, high = cv2.erode(target, around), cv2.dilate(target, around)
-    floor = np.where(low >= _HELD, target, low)
-    ceiling = np.where(high <= 1 - _HELD, target, high)
+    floor = np.where(low >= HELD, target, low)
+    ceiling = np.where(high <= 1 - HELD, target, high)
     return np.asarray(floor, np.float32), np.asarray(ceiling, np.float32)
 
 
-def _fit(guide: list[Floats], target: Floats, window: _Window) -> _Linear:
+def _fit(guide: list[Floats], target: Floats, window: Window) -> _Linear:
     """Find the linear model of alpha around every cell; each pass fits what the last one found."""
     means = [_box(plane, window.radius) for plane in guide]
     inverse = _inverse_covariance(guide, means, window.radius)
@@ -208,7 +219,7 @@ def _fit(guide: list[Floats], target: Floats, window: _Window) -> _Linear:
         if remaining:
             again = _dot(model.slopes, guide) + model.offset
             if target is not plain:
-                again += np.float32(_MOMENTUM) * (again - last)
+                again += np.float32(MOMENTUM) * (again - last)
             last, target = target, _within(again, *bounds)
     return model
 
@@ -234,9 +245,9 @@ def _fit_once(
     offset = mean - _dot(slopes, means)
     variance = np.maximum(_box(target * target, radius) - mean * mean, np.float32(0))
     explained = _within(_dot(slopes, joint), np.zeros_like(variance), variance)
-    say = np.asarray(1 / (variance - explained + np.float32(_DOUBT)), np.float32)
+    say = np.asarray(1 / (variance - explained + np.float32(DOUBT)), np.float32)
     over = np.asarray(1 / _box(say, radius), np.float32)
-    share = say * (explained / (variance + np.float32(_FLAT)))
+    share = say * (explained / (variance + np.float32(FLAT)))
     trust = _box(np.asarray(share, np.float32), radius) * over
     scale = np.asarray(trust * over, np.float32)
     blended = _box(say * offset, radius) * scale + plain * (1 - trust)
@@ -250,29 +261,30 @@ def _dot(left: Sequence[Floats], right: Sequence[Floats]) -> Floats:
 def _inverse_covariance(
     guide: list[Floats], means: list[Floats], radius: int
 ) -> list[list[Floats]]:
-    """Invert each window's covariance, regularised by epsilon, by Cramer's rule."""
+    """Invert each window's covariance, regularised by epsilon, as L D L'.
+
+    Cramer's rule loses ten levels of alpha to rounding where planes are alike, as R, G and B are.
+    """
     n = len(guide)
     c = [
         [_box(guide[i] * guide[j], radius) - means[i] * means[j] for j in range(i + 1)]
         for i in range(n)
     ]
     for i in range(n):
-        c[i][i] += np.float32(_EPSILON)
+        c[i][i] += np.float32(EPSILON)
     if n == 1:
         return [[np.reciprocal(c[0][0])]]
     assert n == 3, "one plane or three"
     (a,), (b, e), (d, f, g) = c
-    minors = [
-        e * g - f * f,
-        d * f - b * g,
-        b * f - d * e,
-        a * g - d * d,
-        b * d - a * f,
-        a * e - b * b,
-    ]
-    over = 1 / (a * minors[0] + b * minors[1] + d * minors[2])
-    p, q, r, s, t, u = (minor * over for minor in minors)
-    return [[p, q, r], [q, s, t], [r, t, u]]
+    p = 1 / a
+    x, y = b * p, d * p
+    f, q = f - y * b, 1 / (e - x * b)
+    z = f * q
+    r = 1 / (g - y * d - z * f)
+    v, w = x * z - y, -z * r
+    t, u = v * r, q - z * w
+    s = -x * q - z * t
+    return [[p + x * x * q + v * t, s, t], [s, u, w], [t, w, r]]
 
 
 def _curved(
@@ -283,11 +295,11 @@ def _curved(
     plane_peak: int,
 ) -> _Linear:
     """Fold margins and sample ranges into the model; where sure, make it constant."""
-    scale = np.float32(peak / (1 - 2 * _MARGIN))
+    scale = np.float32(peak / (1 - 2 * MARGIN))
     slope_scale = unsure * (scale / np.float32(plane_peak))
     constant = ones * np.float32(peak)
     # Flat maps end on halves of a level; a hair more, so that their last bits do not decide.
-    within = (model.offset - np.float32(_MARGIN)) * scale + np.float32(1 / 128)
+    within = (model.offset - np.float32(MARGIN)) * scale + np.float32(1 / 128)
     offset = np.where(unsure, within, constant)
     return _Linear([slope * slope_scale for slope in model.slopes], offset)
 
