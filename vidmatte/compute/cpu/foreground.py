@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-_CELL_PX = 4
-_CERTAINTY = 6  # weight of a sample in the smooth estimates: alpha to this power
-_DISTRUST = 0.1  # of alpha: the regulariser, in squared alpha
+CELL_PX = 4
+CERTAINTY = 6  # weight of a sample in the smooth estimates: alpha to this power
+DISTRUST = 0.1  # of alpha: the regulariser, in squared alpha
 
 
 def estimate_planes(planes: Sequence[Samples], alpha: Samples) -> list[Samples]:
@@ -45,10 +45,10 @@ def estimate_planes(planes: Sequence[Samples], alpha: Samples) -> list[Samples]:
     inside = _smooth(planes, np.asarray(cv2.LUT(coarse_alpha, _certainty()), np.uint8))
     outside = _smooth(planes, np.asarray(cv2.LUT(coarse_alpha, _certainty()[::-1]), np.uint8))
     mixed = np.asarray(cv2.inRange(alpha, np.ones(1), np.full(1, peak - 1.0)), np.uint8)
-    busy = average(mixed, (_CELL_PX, _CELL_PX), 255) > 0
+    busy = average(mixed, (CELL_PX, CELL_PX), 255) > 0
     full = cv2.inRange(alpha, np.full(1, float(peak)), np.full(1, float(peak)))
     height, width = alpha.shape
-    areas = list(blocks(busy, _CELL_PX, width, height))
+    areas = list(blocks(busy, CELL_PX, width, height))
     found = []
     for plane, foreground, background in zip(planes, inside, outside, strict=True):
         result = _enlarged(foreground, plane)
@@ -64,7 +64,7 @@ def estimate_planes(planes: Sequence[Samples], alpha: Samples) -> list[Samples]:
 @lru_cache(maxsize=1)
 def _certainty() -> NDArray[np.uint8]:
     """Weight by alpha, 0 at 0, never 0 above it."""
-    powers = (np.arange(256) / 255) ** _CERTAINTY
+    powers = (np.arange(256) / 255) ** CERTAINTY
     return np.asarray(np.ceil(powers * 255), np.uint8)
 
 
@@ -72,7 +72,7 @@ def _smooth(planes: Sequence[Samples], weight: Samples) -> list[Floats]:
     """The weighted local mean of each plane per cell; where there is no weight, from afar."""
     import cv2
 
-    step = _CELL_PX, _CELL_PX
+    step = CELL_PX, CELL_PX
     weights = np.asarray(cv2.blur(average(weight, step, 255), (3, 3)), np.float32)
     if not weights.any():
         return [np.full_like(weights, plane.mean()) for plane in planes]
@@ -107,7 +107,7 @@ def _enlarged(cells: Floats, plane: Samples) -> Samples:
     import cv2
 
     h, w = cells.shape
-    size = (w * _CELL_PX, h * _CELL_PX)
+    size = (w * CELL_PX, h * CELL_PX)
     depth = cv2.CV_8U if plane.dtype == np.uint8 else cv2.CV_16U
     large = cv2.resize(cv2.add(cells, np.zeros(1), dtype=depth), size)
     rows, columns = plane.shape
@@ -130,9 +130,9 @@ def _solve(
     part = slice(area.top, area.bottom), slice(area.left, area.right)
     opacity = alpha[part] * np.float32(1 / peak)
     through = 1 - opacity
-    smooth = magnify(foreground, (_CELL_PX, _CELL_PX), area)
-    behind = magnify(background, (_CELL_PX, _CELL_PX), area)
+    smooth = magnify(foreground, (CELL_PX, CELL_PX), area)
+    behind = magnify(background, (CELL_PX, CELL_PX), area)
     left_over = cv2.subtract(plane[part], opacity * smooth + through * behind, dtype=cv2.CV_32F)
-    share = opacity / (opacity * opacity + through * through + np.float32(_DISTRUST))
+    share = opacity / (opacity * opacity + through * through + np.float32(DISTRUST))
     depth = cv2.CV_8U if plane.dtype == np.uint8 else cv2.CV_16U
     result[part] = cv2.add(smooth, share * left_over, dtype=depth)
