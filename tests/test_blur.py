@@ -1,5 +1,8 @@
 """The blurred source as background: the room without the subject."""
 
+from dataclasses import replace
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
@@ -54,6 +57,24 @@ def test_blur_of_a_room_without_subject_is_a_gaussian():
     sigma = np.sqrt((density * (at - mean) ** 2).sum())
     assert abs(mean - 320) < 0.5
     assert abs(sigma - 0.02 * 640) < 1.0
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_blur_is_round_where_pixels_are_not_square(axis):
+    """Pixels twice as wide as high: half of the sigma, in samples, across."""
+    info = replace(info_of("gray", (640, 480)), sample_aspect_ratio=Fraction(2))
+    picture = av.VideoFrame(640, 480, "gray")
+    plane = plane_views(picture, writable=True)[0]
+    plane[...] = 0
+    halves = plane[240:] if axis == 0 else plane[:, 320:]
+    halves[...] = 200
+    background = blur_background(1.0, info, layout_of("gray"))
+    blurred = background.planes(frame_of(picture), np.zeros((480, 640), np.uint8))[0]
+    edge = (blurred[:, 320] if axis == 0 else blurred[240]).astype(np.float64)
+    density = np.diff(edge) / 200
+    at = np.arange(len(density)) + 1.0
+    sigma = np.sqrt((density * (at - (density * at).sum()) ** 2).sum())
+    assert abs(sigma - (12.8 if axis == 0 else 6.4)) < 1.0
 
 
 def test_blur_of_a_picture_full_of_subject_is_still_a_picture():

@@ -23,7 +23,7 @@ _SMALLEST_SIGMA = 2.0
 
 # Weight left to the subject, so that the blur has a value everywhere: 1/1000 next to any
 # background. Cells with an eighth of subject or more count as subject.
-_SUBJECT_WEIGHT, _SUBJECT_SLOPE = 1e-3, 8.0
+SUBJECT_WEIGHT, SUBJECT_SLOPE = 1e-3, 8.0
 
 
 class BlurBackground:
@@ -47,8 +47,8 @@ class BlurBackground:
         aspect = float(info.sample_aspect_ratio)
         sigma = max(info.width * aspect, info.height) * strength / 100
         halvings = int(np.log2(max(min(sigma, sigma / aspect) / _SMALLEST_SIGMA, 1)))
-        self._halvings = max(halvings, layout.shift_x, layout.shift_y)
-        self._sigma = sigma / aspect / (1 << self._halvings), sigma / (1 << self._halvings)
+        self.halvings = max(halvings, layout.shift_x, layout.shift_y)
+        self.sigma = sigma / aspect / (1 << self.halvings), sigma / (1 << self.halvings)
         self._layout = layout
 
     def planes(self, frame: Frame, alpha: Samples) -> list[Samples]:
@@ -57,11 +57,13 @@ class BlurBackground:
         sources = plane_views(frame.picture)[:3]
         small = [self._small(plane, *self._shifts(i)) for i, plane in enumerate(sources)]
         weight = 1 - self._small(alpha, 0, 0) * np.float32(
-            _SUBJECT_SLOPE / np.iinfo(alpha.dtype).max
+            SUBJECT_SLOPE / np.iinfo(alpha.dtype).max
         )
-        np.maximum(weight, np.float32(_SUBJECT_WEIGHT), out=weight)
+        np.maximum(weight, np.float32(SUBJECT_WEIGHT), out=weight)
         stack = cv2.merge([plane * weight for plane in small] + [weight])
-        *blurred, weights = cv2.split(cv2.GaussianBlur(stack, (0, 0), *self._sigma))
+        across, down = self.sigma
+        soft = cv2.GaussianBlur(stack, (0, 0), sigmaX=across, sigmaY=down)
+        *blurred, weights = cv2.split(soft)
         planes = [
             self._enlarged(plane / weights, source, *self._shifts(i))
             for i, (plane, source) in enumerate(zip(blurred, sources, strict=True))
@@ -84,7 +86,7 @@ class BlurBackground:
 
     def _small(self, plane: Samples, shift_x: int, shift_y: int) -> NDArray[np.float32]:
         """Shrink a plane, already subsampled by its shifts, to the small grid."""
-        left_x, left_y = self._halvings - shift_x, self._halvings - shift_y
+        left_x, left_y = self.halvings - shift_x, self.halvings - shift_y
         while left_x or left_y:
             plane = box_mean(plane, 2 if left_x else 1, 2 if left_y else 1)
             left_x, left_y = max(left_x - 1, 0), max(left_y - 1, 0)
@@ -97,6 +99,7 @@ class BlurBackground:
         cv2 = load_cv2()
         samples = np.rint(small).astype(like.dtype)
         height, width = small.shape
-        size = width << (self._halvings - shift_x), height << (self._halvings - shift_y)
+        size = width << (self.halvings - shift_x), height << (self.halvings - shift_y)
         whole: Samples = cv2.resize(samples, size, interpolation=cv2.INTER_CUBIC)
+        np.minimum(whole, self._layout.peak, out=whole)  # the curve may swing beyond 10 bits
         return whole[: like.shape[0], : like.shape[1]]

@@ -33,7 +33,8 @@ class Preparer:
         self._info = info
         self._size = size[::-1] if info.orientation.swaps_sides else size
         self._reformatter = VideoReformatter()
-        self._flags = Interpolation.AREA | Interpolation.ACCURATE_RND
+        # Without the last, planar RGB of even widths loses half of its columns and goes through YUV.
+        self._flags = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 
     def prepare(self, picture: av.VideoFrame, out: NDArray[np.uint8]) -> None:
         """Write the picture into `out`, (H, W, 3) uint8 RGB in the network's size, upright.

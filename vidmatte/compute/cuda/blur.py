@@ -33,11 +33,11 @@ class BlurBackground:
         self, strength: float, info: VideoInfo, layout: Layout, device: torch.device
     ) -> None:
         twin = cpu.BlurBackground(strength, info, layout)
-        self._halvings, self._layout = twin._halvings, layout
-        small = [-(-n >> self._halvings) for n in (info.width, info.height)]
+        self.halvings, self._layout = twin.halvings, layout
+        small = [-(-n >> self.halvings) for n in (info.width, info.height)]
         self._columns, self._rows = (
             _gaussian_weights(length, sigma, device)
-            for length, sigma in zip(small, twin._sigma, strict=True)
+            for length, sigma in zip(small, twin.sigma, strict=True)
         )
         chroma = -(-info.height >> layout.shift_y), -(-info.width >> layout.shift_x)
         neutral = torch.full(chroma, 1 << (layout.bits - 1), dtype=torch.int32, device=device)
@@ -49,9 +49,9 @@ class BlurBackground:
         `planes` are the frame's own; `alpha` is its matte, (H, W), uint8 or uint16.
         """
         sources = planes[:3]
-        slope = cpu._SUBJECT_SLOPE / (255 if alpha.dtype == torch.uint8 else 65535)
+        slope = cpu.SUBJECT_SLOPE / (255 if alpha.dtype == torch.uint8 else 65535)
         weight = 1 - self._small(alpha, 0, 0) * slope
-        weight = weight.clamp_(min=cpu._SUBJECT_WEIGHT)
+        weight = weight.clamp_(min=cpu.SUBJECT_WEIGHT)
         small = [self._small(plane, *self._shifts(i)) for i, plane in enumerate(sources)]
         stack = torch.stack([*(plane * weight for plane in small), weight])
         blurred = self._rows @ stack @ self._columns.T
@@ -69,7 +69,7 @@ class BlurBackground:
     def _small(self, plane: Tensor, shift_x: int, shift_y: int) -> Tensor:
         """Shrink a plane, already subsampled by its shifts, to the small grid, rounding often."""
         values = plane.to(torch.float32)
-        left_x, left_y = self._halvings - shift_x, self._halvings - shift_y
+        left_x, left_y = self.halvings - shift_x, self.halvings - shift_y
         while left_x or left_y:
             values = block_mean(values, 2 if left_x else 1, 2 if left_y else 1)
             left_x, left_y = max(left_x - 1, 0), max(left_y - 1, 0)
@@ -78,7 +78,7 @@ class BlurBackground:
     def _enlarged(self, samples: Tensor, like: Tensor, shift_x: int, shift_y: int) -> Tensor:
         """Enlarge from the small grid to a plane's size; the grid may reach over its edges."""
         height, width = samples.shape
-        size = height << (self._halvings - shift_y), width << (self._halvings - shift_x)
+        size = height << (self.halvings - shift_y), width << (self.halvings - shift_x)
         whole = F.interpolate(samples[None, None], size=size, mode="bicubic", align_corners=False)
         part = whole[0, 0, : like.shape[0], : like.shape[1]].round_()
         return part.clamp_(0, self._layout.peak).to(like.dtype)
