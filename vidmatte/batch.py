@@ -1,11 +1,13 @@
-"""Run over a folder: which files are inputs, what their outputs are called, one after another."""
+"""Run over a folder: which files are inputs, what their outputs are called, one per device."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from threading import Lock
 
 from vidmatte.errors import (
     BackendError,
@@ -15,7 +17,7 @@ from vidmatte.errors import (
     UsageError,
     VidmatteError,
 )
-from vidmatte.pipeline import Stop
+from vidmatte.pipeline import GRACE_S, Crew, Stop
 from vidmatte.runner import FileRun, Progress, RunResult
 from vidmatte.sequences import is_sequence
 from vidmatte.sinks.plan import CONTAINERS, PICTURES, Content
@@ -36,7 +38,11 @@ OUTPUT_SUFFIXES = {
 TRANSPARENT_SUFFIXES = {".mp4": ".mov", ".m4v": ".mov", ".ts": ".mov"}  # these hold no alpha
 TRANSPARENT_BY_DEFAULT = frozenset({".png", ".gif", ".apng"})
 
+TICK_S = 0.25  # between two looks at runs side by side
+SETTLE_S = 1.0  # what a stopped run gets beyond the time its threads get: it closes its part
+
 Start = Callable[[str, dict[str, Content]], FileRun]
+Tell = Callable[[Mapping[int, Progress]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,31 +189,118 @@ def run_folder(
     plan: FolderPlan,
     start: Start,
     stop: Stop,
-    on_progress: Callable[[int, Progress], None] | None = None,
+    on_progress: Tell | None = None,
+    *,
+    more: Sequence[Start] = (),
 ) -> Iterator[JobOutcome]:
     """Do the jobs one after another; yield after each how it ended. Ends early when stopped.
 
-    `start` builds the run of one job from its input's name and its outputs; `on_progress` gets
-    the job's number from 1. One job's failure does not stop the next. A model or device that is
-    not there would fail them all alike: that error is raised if nothing has succeeded before.
+    `start` builds the run of one job from its input's name and its outputs. `more` has one such
+    for every further device: so many jobs then run side by side, and are yielded as they end.
+    `on_progress` gets the jobs that run, by their numbers from 1, on the calling thread. One job's
+    failure does not stop the next. A model or device that is not there would fail them all alike:
+    that error is raised if nothing has succeeded before.
     """
+    shift = _Shift(plan.jobs, (start, *more), stop, on_progress)
+    outcomes = shift.outcomes() if more else _in_turn(plan.jobs, start, stop, on_progress)
     succeeded = False
-    for number, job in enumerate(plan.jobs, 1):
-        if stop.requested:
-            return
-        outcome = _run_job(job, start, stop, _numbered(number, on_progress))
+    for outcome in outcomes:
         if isinstance(outcome.error, (ModelError, BackendError)) and not succeeded:
+            shift.give_up(outcome.error)
             raise outcome.error
         succeeded = succeeded or outcome.error is None
         yield outcome
 
 
-def _numbered(
-    number: int, on_progress: Callable[[int, Progress], None] | None
-) -> Callable[[Progress], None] | None:
+def _in_turn(
+    jobs: list[Job], start: Start, stop: Stop, on_progress: Tell | None
+) -> Iterator[JobOutcome]:
+    for number, job in enumerate(jobs, 1):
+        if stop.requested:
+            return
+        yield _run_job(job, start, stop, _numbered(number, on_progress))
+
+
+def _numbered(number: int, on_progress: Tell | None) -> Callable[[Progress], None] | None:
     if on_progress is None:
         return None
-    return lambda progress: on_progress(number, progress)
+    return lambda progress: on_progress({number: progress})
+
+
+class _Shift:
+    """Runs side by side: a thread per device that takes job after job.
+
+    The thread that owns it stays free for signals; what the runs tell reaches it there.
+    """
+
+    def __init__(
+        self, jobs: list[Job], starts: Sequence[Start], stop: Stop, on_progress: Tell | None
+    ) -> None:
+        self._jobs = iter(list(enumerate(jobs, 1)))
+        self._starts = starts
+        self._stop, self._halt = stop, Stop()  # the user's, and what the runs listen to
+        self._on_progress = on_progress
+        self._changing = Lock()
+        self._running: dict[int, Progress] = {}
+        self._ended: list[JobOutcome] = []
+        self._working = 0
+        self._crew = Crew()
+
+    def outcomes(self) -> Iterator[JobOutcome]:
+        """Yield how each job ended as it does, and at a stop how those ended that ran."""
+        self._working = len(self._starts)
+        for number, start in enumerate(self._starts):
+            self._crew.start(f"device-{number}", partial(self._work, start))
+        try:
+            while self._working and not self._stop.requested and not self._crew.errors:
+                self._stop.wait(lambda: bool(self._ended) or not self._working, TICK_S)
+                yield from self._take()
+                if self._on_progress is not None and self._running:
+                    with self._changing:
+                        running = dict(sorted(self._running.items()))
+                    self._on_progress(running)
+            self._end()
+            yield from self._take()
+            self._crew.check()
+        finally:
+            self._end()
+
+    def give_up(self, error: VidmatteError) -> None:
+        """Stop all runs; name on `error` what is left of them."""
+        self._end()
+        for outcome in self._take():
+            for part in outcome.result.kept_parts if outcome.result else ():
+                error.add_note(f"what was finished is in {part}")
+
+    def _end(self) -> None:
+        self._halt.request(self._stop.reason or 0)
+        self._crew.join(GRACE_S + SETTLE_S)
+
+    def _take(self) -> list[JobOutcome]:
+        with self._changing:
+            taken, self._ended = self._ended, []
+        return taken
+
+    def _work(self, start: Start) -> None:
+        try:
+            while not self._halt.requested:
+                with self._changing:
+                    number, job = next(self._jobs, (0, None))
+                if job is None:
+                    break
+                outcome = _run_job(job, start, self._halt, partial(self._tell, number))
+                with self._changing:
+                    self._running.pop(number, None)
+                    self._ended.append(outcome)
+                self._stop.wake()
+        finally:
+            with self._changing:
+                self._working -= 1
+            self._stop.wake()
+
+    def _tell(self, number: int, progress: Progress) -> None:
+        with self._changing:
+            self._running[number] = progress
 
 
 def _run_job(
