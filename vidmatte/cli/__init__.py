@@ -17,6 +17,7 @@ COMMANDS = {
     "cameras": "vidmatte.cli.cameras:cameras",
     "control": "vidmatte.cli.control:control",
     "demo": "vidmatte.cli.demo:demo",
+    "engines": "vidmatte.cli.engines:engines",
     "evaluate": "vidmatte.cli.evaluate:evaluate",
     "models": "vidmatte.cli.models:models",
     "report": "vidmatte.cli.report:report",

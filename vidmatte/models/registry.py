@@ -104,28 +104,35 @@ def model_folder() -> Path:
     return user_data_path("vidmatte", appauthor=False) / "models"
 
 
-def private_folder(folder: Path) -> None:
+def private_folder(
+    folder: Path, *, holds: str = "weights", variable: str = "VIDMATTE_MODEL_DIR"
+) -> None:
     """Make the folder of installed weights for this user alone, or check one that is there.
 
     Raises OSError, and ModelError for a folder in which strangers could swap weights and record.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    refuse_foreign(folder)
+    refuse_foreign(folder, holds=holds, variable=variable)
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Raise ModelError where someone else than this user or the administrator may write."""
+def refuse_foreign(
+    folder: Path, *, holds: str = "weights", variable: str = "VIDMATTE_MODEL_DIR"
+) -> None:
+    """Raise ModelError where someone else than this user or the administrator may write.
+
+    `holds` says what lies in the folder, `variable` which one names another.
+    """
     status = folder.stat()
     if status.st_uid not in (0, os.geteuid()):
         raise ModelError(
-            f"{folder}: belongs to another user, who could change the weights",
-            hint="name a folder of your own in VIDMATTE_MODEL_DIR",
+            f"{folder}: belongs to another user, who could change the {holds}",
+            hint=f"name a folder of your own in {variable}",
         )
     others = status.st_mode & stat.S_IWOTH
     if others or (status.st_mode & stat.S_IWGRP and not _is_own_group(status.st_gid)):
         raise ModelError(
             f"{folder}: {'everybody' if others else 'its group'} may write into it and change "
-            "the weights",
+            f"the {holds}",
             hint=f"chmod {'o' if others else 'g'}-w '{folder}'",
         )
 
