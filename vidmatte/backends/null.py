@@ -86,8 +86,9 @@ class DeviceNullBackend(NullBackend):
         """Return the formula's mattes; see DeviceBackend.infer_device."""
         import torch
 
-        parts = [torch.from_numpy(self._next(1)).to(self.device, copy=True) for _ in image_NHW3]
-        return torch.cat(parts)
+        parts = torch.split(image_NHW3, self.batch)
+        answers = [torch.from_numpy(self._next(len(part))) for part in parts]
+        return torch.cat([answer.to(self.device, copy=True) for answer in answers])
 
 
 def open_backend(request: Request) -> NullBackend:

@@ -33,7 +33,7 @@ class Preparer:
         self._info = info
         self._size = size[::-1] if info.orientation.swaps_sides else size
         self._reformatter = VideoReformatter()
-        # Without the last, planar RGB of even widths loses half of its columns and goes through YUV.
+        # Without the last, planar RGB of even widths goes through YUV and loses half its columns.
         self._flags = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 
     def prepare(self, picture: av.VideoFrame, out: NDArray[np.uint8]) -> None:
