@@ -1,8 +1,8 @@
 """How fast vidmatte is on this machine, stage by stage and end to end, and how near its ceiling.
 
     python benchmarks/fps.py [--clip FILE | --size 1280x720] [--model live] [--backend auto]
-                             [--precision auto] [--output out.mp4] [--frames 300] [--repeat 3]
-                             [--json FILE]
+                             [--device auto] [--precision auto] [--output out.mp4]
+                             [--frames 300] [--repeat 3] [--json FILE]
 
 Prints a card (machine, versions, model, commit), the CPU time per frame of each stage alone, the
 ceiling (cores divided by the sum of CPU seconds per frame), the real command's frames per second
@@ -10,6 +10,11 @@ with the model and with `--backend null`, the time to a first picture from a col
 command, latency, peak memory and its growth. Checks that frames out equal
 frames in. The last line of stdout is one JSON document. Numbers from machines that share their
 cores are noisy: compare ratios within one run.
+
+On a GPU the stages are timed on it, by CUDA events, and the ceiling is the slowest of decoding, the
+way up, the device's work, the way down and encoding; bytes to and from the host, the device's busy
+share, frames in flight and how much overlapped are told as well (gpu_fps.py). All networks,
+precisions and batches beside the card's own rates are for gpu.py.
 """
 
 from __future__ import annotations
@@ -26,15 +31,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from machine import machine_card
+from observed import ObservedRun
 
 from vidmatte.backdrop import Backdrop
-from vidmatte.backends import usable_cores
+from vidmatte.backends import choose_device, usable_cores
 from vidmatte.compute.cpu._shared import load_cv2
 from vidmatte.compute.cpu.prepare import Preparer
 from vidmatte.compute.cpu.refine import refine
@@ -59,6 +64,7 @@ class Setting:
     clip: Path
     model: str
     backend: str
+    device: str
     precision: str
     output: str
     frames: int
@@ -73,6 +79,7 @@ def main() -> None:
             clip,
             options.model,
             options.backend,
+            choose_device(options.device, options.backend.partition(":")[0]),
             options.precision,
             options.output,
             options.frames,
@@ -91,6 +98,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--size", default="1280x720", help="size of a generated clip")
     parser.add_argument("--model", default="live")
     parser.add_argument("--backend", default="auto")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--output", default="out.mp4", help="its extension decides what is written")
     parser.add_argument("--frames", type=int, default=300, help="frames of a generated clip")
@@ -115,11 +123,8 @@ def measure(setting: Setting, folder: Path) -> dict[str, Any]:
     whole = [run_command(setting, folder, setting.backend) for _ in range(setting.repeat)]
     null = [run_command(setting, folder, "null") for _ in range(setting.repeat)]
     first = [time_first_picture(setting, folder) for _ in range(setting.repeat)]
-    stages = time_stages(setting, folder)
-    cpu_s = sum(s["cpu_ms"] for s in stages.values()) / 1000
-    cores = usable_cores()
-    ceiling = cores / cpu_s
-    show_stages(stages, ceiling)
+    alone = measure_alone(setting, folder)
+    ceiling = alone["ceiling_fps"]
     fps = statistics.median(r["fps"] for r in whole)
     null_fps = statistics.median(r["fps"] for r in null)
     result = {
@@ -135,7 +140,38 @@ def measure(setting: Setting, folder: Path) -> dict[str, Any]:
         **measure_latency(setting, folder),
     }
     show("end to end", {k: v if v is None else round(v, 3) for k, v in result.items()})
-    return {"card": card, "stages": stages, **result}
+    return {"card": card, **alone, **result}
+
+
+def measure_alone(setting: Setting, folder: Path) -> dict[str, Any]:
+    """Time the stages alone, and say what they allow at best, on this setting's device."""
+    if setting.device.startswith("cuda"):
+        return measure_on_gpu(setting, folder)
+    stages = time_stages(setting, folder)
+    ceiling = usable_cores() / (sum(s["cpu_ms"] for s in stages.values()) / 1000)
+    show_stages(stages, ceiling)
+    return {"stages": stages, "ceiling_fps": ceiling}
+
+
+def measure_on_gpu(setting: Setting, folder: Path) -> dict[str, Any]:
+    import torch
+    from gpu_card import card_of
+    from gpu_clock import Clock
+    from gpu_fps import measure_device, show_device
+
+    device = torch.device(setting.device)
+    found = measure_device(setting.clip, choice_of(setting), Clock(device), folder)
+    show_device(found)
+    return {"gpu": card_of(device), **found}
+
+
+def choice_of(setting: Setting) -> MattingChoice:
+    return MattingChoice(
+        setting.model,
+        backend=setting.backend,
+        device=setting.device,
+        precision=setting.precision,  # type: ignore[arg-type]
+    )
 
 
 def make_card(setting: Setting) -> dict[str, Any]:
@@ -146,6 +182,7 @@ def make_card(setting: Setting) -> dict[str, Any]:
         "clip": f"{info.width}x{info.height} {info.codec} {info.pix_fmt}",
         "model": setting.model,
         "backend": setting.backend,
+        "device": setting.device,
         "precision": setting.precision,
     }
 
@@ -198,12 +235,7 @@ def time_stages(setting: Setting, folder: Path) -> dict[str, dict[str, float]]:
 
 @contextmanager
 def open_network_for(setting: Setting, info: VideoInfo) -> Iterator[Network]:
-    choice = MattingChoice(
-        setting.model,
-        backend=setting.backend,
-        precision=setting.precision,  # type: ignore[arg-type]
-    )
-    network = open_network(info, choice)
+    network = open_network(info, choice_of(setting))
     yield network
     network.backend.close()
 
@@ -267,7 +299,7 @@ def time_output(
 def command_for(setting: Setting, output: Path, backend: str) -> list[str]:
     command = [sys.executable, "-m", "vidmatte", "run", str(setting.clip), str(output)]
     command += ["--overwrite", "--json", "--backend", backend, "--model", setting.model]
-    return [*command, "--precision", setting.precision]
+    return [*command, "--device", setting.device, "--precision", setting.precision]
 
 
 def run_command(setting: Setting, folder: Path, backend: str) -> dict[str, Any]:
@@ -325,41 +357,9 @@ def count_frames(path: Path) -> int:
 
 def measure_latency(setting: Setting, folder: Path) -> dict[str, float]:
     """Time from a frame's leaving the decoder to its being handed to the encoder, per frame."""
-    from vidmatte.pipeline import Stop
-    from vidmatte.runner import FileRun
-
-    job = FileRun(
-        str(setting.clip),
-        {str(folder / "latency.mp4"): "opaque"},
-        matting=MattingChoice(setting.model, backend=setting.backend),
-        overwrite=True,
-    )
-    entered: dict[int, float] = {}
-    left: list[float] = []
-    job._frames = stamped(job._frames, entered)  # type: ignore[method-assign]
-    write = job._write
-
-    def timed_write(pictures: list[Any]) -> None:
-        pts = Fraction(pictures[0].pts * pictures[0].time_base)
-        left.append(time.perf_counter() - entered[hash(pts)])
-        write(pictures)
-
-    job._write = timed_write  # type: ignore[method-assign]
-    job.run(Stop())
-    values = np.percentile([1000 * s for s in left], [50, 95, 99])
-    names = ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms")
-    return dict(zip(names, map(float, values), strict=True))
-
-
-def stamped(
-    frames: Callable[[], Iterator[Frame]], entered: dict[int, float]
-) -> Callable[[], Iterator[Frame]]:
-    def produce() -> Iterator[Frame]:
-        for frame in frames():
-            entered[hash(Fraction(frame.pts * frame.time_base))] = time.perf_counter()
-            yield frame
-
-    return produce
+    run = ObservedRun(setting.clip, str(folder / "latency.mp4"), choice_of(setting))
+    run.observe()
+    return {f"latency_{name}": value for name, value in run.latency_ms().items()}
 
 
 def show(title: str, values: dict[str, Any]) -> None:
