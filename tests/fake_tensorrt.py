@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vidmatte.backends import Request
+from vidmatte.backends._tensorrt_build import command_of
 from vidmatte.backends._tensorrt_key import Environment
 from vidmatte.errors import BackendError
 from vidmatte.models.graph import MatteGraph
@@ -115,9 +116,7 @@ def use(patch: pytest.MonkeyPatch, compiler: FakeCompiler) -> FakeCompiler:
 
 def child(request: Request, mode: str = "right", seconds: float = 0.0) -> list[str]:
     """A command that builds with the fake, as the real one's child does."""
-    from vidmatte.backends import _tensorrt_build
-
-    real = _tensorrt_build.command_of(request)
+    real = command_of(request)
     arguments = real[real.index("vidmatte") + 1 :]
     return [sys.executable, str(Path(__file__)), mode, str(seconds), *arguments]
 

@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 from conftest import make_clip
+from message_engines import ENGINES
 from message_evaluate import EVALUATE
 from message_live import LIVE
 from message_models import MODELS
@@ -324,4 +325,4 @@ OPTIONS = {
                                                    KeyError("oops"))),
 }  # fmt: skip
 
-SCENARIOS = INPUTS | OUTPUTS | OPTIONS | MODELS | LIVE | EVALUATE | TRAINING | REPORT
+SCENARIOS = INPUTS | OUTPUTS | OPTIONS | MODELS | ENGINES | LIVE | EVALUATE | TRAINING | REPORT

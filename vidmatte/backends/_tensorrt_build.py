@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from vidmatte.backends._tensorrt_store import EngineStore
 
 State = Literal["building", "ready", "failed"]
-# Builds that outlive the run that began them: dropping the object of a child that runs is a warning
-# to Python.
-_LEFT_TO_FINISH: list[subprocess.Popen[bytes]] = []
 
 
 class Built(NamedTuple):
@@ -133,6 +130,13 @@ def command_of(request: Request) -> list[str]:
     return command
 
 
+class _Child(subprocess.Popen[bytes]):
+    """A process that may outlive us: Python would warn of it when the object goes."""
+
+    def __del__(self, *_: object) -> None:
+        pass
+
+
 class BackgroundBuild:
     """Builds the engine of a request in another process, at low priority.
 
@@ -144,13 +148,13 @@ class BackgroundBuild:
     def __init__(self, request: Request, key: EngineKey, store: EngineStore) -> None:
         self._key, self._store = key, store
         self._began_s = time.monotonic()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: _Child | None = None
         self._state: State = "building"
         self.reason = ""
         descriptor = store.open_log(key)
         with open(descriptor, "wb") as output:
             try:
-                self._process = subprocess.Popen(
+                self._process = _Child(
                     command_of(request), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                     start_new_session=True,
                 )  # fmt: skip
@@ -187,6 +191,4 @@ class BackgroundBuild:
 
     def close(self) -> None:
         """Let go of the build; it finishes by itself."""
-        if self._process is not None and self._process.poll() is None:
-            _LEFT_TO_FINISH.append(self._process)
         self._process = None
