@@ -77,6 +77,7 @@ def in_planes(picture: av.VideoFrame, pix_fmt: str) -> av.VideoFrame:
     """Return a semi-planar picture, on a GPU or not, in planes; samples are only re-ordered."""
     from av.video.reformatter import VideoReformatter
 
+    # With threads, swscale's P010 to planes is now and then wrong where two of them meet.
     return VideoReformatter().reformat(picture, format=pix_fmt, threads=1)
 
 

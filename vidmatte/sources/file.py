@@ -41,9 +41,10 @@ class FileSource:
     then has time 0 or later. `on_packet` gets the packets of the other streams, time-corrected,
     on the decoding thread (for inputs that cannot be opened twice).
 
-    `gpu` is the number of an NVIDIA GPU that is to decode: pictures then stay there ("cuda"), see
-    `sources._hardware`. It does so where its first picture is FFmpeg's own bit for bit, else FFmpeg
-    decodes; `decoder_name` says who does. A GPU conceals damage inside of pictures without a word.
+    `gpu` is the number of an NVIDIA GPU that is to decode, to be set until it is entered: pictures
+    then stay there ("cuda"), see `sources._hardware`. It does so where its first picture is
+    FFmpeg's own bit for bit, else FFmpeg decodes; `decoder_name` says who does. A GPU conceals
+    damage inside of pictures without a word.
 
     Raises InputError from `__enter__` and while iterating.
     """
@@ -66,7 +67,7 @@ class FileSource:
         self._length_s = _length_s(start_s, end_s)
         self._max_pixels = max_pixels or _shared.MAX_PIXELS
         self._on_packet = on_packet
-        self._gpu = gpu
+        self.gpu = gpu
         self._descriptor = -1
         self._waiting: deque[av.VideoFrame] = deque()
         self.decoder_name = "FFmpeg"
@@ -134,8 +135,8 @@ class FileSource:
         first = self._begin()
         self.info: VideoInfo = describe(self._name, self.container, self._stream, first)
         is_file = self._path != _shared.STDIN and self._on_packet is None  # can be read twice
-        if self._gpu is not None and is_file and suits_device(self.info):
-            first = self._move_to_device(self._gpu, first)
+        if self.gpu is not None and is_file and suits_device(self.info):
+            first = self._move_to_device(self.gpu, first)
         self._waiting.append(first)
         videos = len(self.container.streams.video)
         if videos > 1:
