@@ -25,7 +25,7 @@ ROUNDING = 1.0
 UPSAMPLE_ROUNDING_16 = 4
 # A curve that ends at 1 jumps there, so that the last bit of an interpolated 1 decides.
 LAST_BIT = 8.0
-# Kernels that one picture of 4:2:0 may take, refined and upsampled: 306 when written. They are what
+# Kernels that one picture of 4:2:0 may take, refined and upsampled: 307 when written. They are what
 # refining costs on a GPU, more than their arithmetic.
 KERNELS = 310
 VIEWS = {

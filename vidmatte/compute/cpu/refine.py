@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from math import gcd
+from math import ceil, gcd
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -177,20 +177,22 @@ def _settled(guide: list[Floats], target: Floats) -> Floats:
     import cv2
 
     h, w = target.shape
+    shrink = WIDE.cells / COLOUR.cells
     below, right = -h % ALIGNED_CELLS, -w % ALIGNED_CELLS
-    large = w + right, h + below
-    size = large[0] * WIDE.cells // COLOUR.cells, large[1] * WIDE.cells // COLOUR.cells
+    rows, columns = ceil(h * shrink), ceil(w * shrink)
 
     def shrunk(values: Floats) -> Floats:
         whole = cv2.copyMakeBorder(values, 0, below, 0, right, cv2.BORDER_REPLICATE)
-        return np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.float32)
+        small = cv2.resize(whole, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+        return np.ascontiguousarray(small[:rows, :columns], np.float32)
+
+    def enlarged(values: Floats) -> Floats:
+        large = cv2.resize(values, None, fx=1 / shrink, fy=1 / shrink)
+        return np.asarray(large[:h, :w], np.float32)
 
     model = _fit([shrunk(g) for g in guide], shrunk(target), WIDE)
-    *slopes, offset = (
-        np.asarray(cv2.resize(values, large), np.float32)[:h, :w]
-        for values in (*model.slopes, model.offset)
-    )
-    return _within(_dot(slopes, guide) + offset, *_bounds(target))
+    moved = _dot([enlarged(slope) for slope in model.slopes], guide) + enlarged(model.offset)
+    return _within(moved, *_bounds(target))
 
 
 def _within(values: Floats, low: Floats, high: Floats) -> Floats:

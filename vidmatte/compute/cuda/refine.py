@@ -9,7 +9,6 @@ cost their launch and not their arithmetic.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import torch
@@ -199,29 +198,43 @@ class _Settle:
     """Lets the target move to the edge that colours show, in wide windows on a coarser grid."""
 
     def __init__(self, grid: tuple[int, int], device: torch.device) -> None:
-        aligned = cpu.ALIGNED_CELLS
-        self._large = -(-grid[0] // aligned) * aligned, -(-grid[1] // aligned) * aligned
-        shrink = Fraction(cpu.WIDE.cells, cpu.COLOUR.cells)
-        small = int(self._large[0] * shrink), int(self._large[1] * shrink)
-        self._rows = _shrinking(grid[0], self._large[0], small[0], device)
-        self._columns = _shrinking(grid[1], self._large[1], small[1], device).T.contiguous()
+        self._rows = _shrinking(grid[0], device)
+        self._columns = _shrinking(grid[1], device).T.contiguous()
+        small = len(self._rows), self._columns.shape[1]
         self._fit = _Fit(small, cpu.WIDE, device)
         self._bounds = _Bounds(device)
 
     def __call__(self, guide_NCHW: Tensor, target_N1HW: Tensor) -> Tensor:
         small = self._rows @ torch.cat((guide_NCHW, target_N1HW), 1) @ self._columns
         model = self._fit(small[:, :-1], small[:, -1:])
-        height, width = target_N1HW.shape[-2:]
-        model = resize_bilinear(model, self._large)[..., :height, :width]
+        model = _widened(model, *target_N1HW.shape[-2:])
         moved = (model[:, :-1] * guide_NCHW).sum(1, keepdim=True).add_(model[:, -1:])
         return moved.clamp_(*self._bounds(target_N1HW))
 
 
-def _shrinking(length: int, large: int, small: int, device: torch.device) -> Tensor:
-    """Weights (small, length) that average; the last sample is repeated up to `large`."""
-    weights = area_weights(large, small, device)
+def _shrinking(length: int, device: torch.device) -> Tensor:
+    """Weights that average `length` cells into coarser ones; beyond the edge the last is repeated.
+
+    Coarse cells that lie wholly beyond it are left out.
+    """
+    large, small = _aligned(length)
+    weights = area_weights(large, small, device)[: -(-length * small // large)]
     weights[:, length - 1] = weights[:, length - 1 :].sum(1)
     return weights[:, :length].contiguous()
+
+
+def _widened(values: Tensor, height: int, width: int) -> Tensor:
+    """Interpolate maps of coarse cells to the grid; what is appended for even scales is cut off."""
+    (rows, coarse_rows), (columns, coarse_columns) = _aligned(height), _aligned(width)
+    below, right = coarse_rows - values.shape[-2], coarse_columns - values.shape[-1]
+    values = F.pad(values, (0, right, 0, below)) if below or right else values
+    return resize_bilinear(values, (rows, columns))[..., :height, :width]
+
+
+def _aligned(length: int) -> tuple[int, int]:
+    """The least number of cells, at least `length`, that are whole coarse cells, and these."""
+    large = -(-length // cpu.ALIGNED_CELLS) * cpu.ALIGNED_CELLS
+    return large, large * cpu.WIDE.cells // cpu.COLOUR.cells
 
 
 class _Fit:
