@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,12 @@ if TYPE_CHECKING:
 
 Work = Callable[..., tuple["Tensor", ...]]
 _WARM_UPS = 3  # calls before recording, in which libraries choose kernels and make workspaces
+
+DEVICE_WIDE = threading.RLock()
+"""Held to record a graph, and to synchronize or tidy up a device: CUDA refuses both at once.
+
+(CUDA C++ Programming Guide, "Prohibited and Unhandled Operations" of stream capture.)
+"""
 
 
 class Graphed:
@@ -34,12 +41,16 @@ class Graphed:
         key = tuple((x.shape, x.dtype, x.stride()) for x in inputs)
         recording = self._recorded.get(key)
         if recording is None:
-            recording = self._recorded[key] = _Recording(self._work, inputs)
+            with DEVICE_WIDE, torch.cuda.device(self._device):
+                recording = self._recorded[key] = _Recording(self._work, inputs)
         return recording.replay(inputs)
 
     def forget(self) -> None:
-        """Free all recordings and their memory."""
+        """Free all recordings and, on CUDA, the memory that nothing uses any more."""
         self._recorded.clear()
+        if self._device.type == "cuda":
+            with DEVICE_WIDE, torch.cuda.device(self._device):
+                torch.cuda.empty_cache()
 
 
 class _Recording:
@@ -47,23 +58,23 @@ class _Recording:
 
     def __init__(self, work: Work, inputs: tuple[Tensor, ...]) -> None:
         self._inputs = tuple(x.clone() for x in inputs)
+        self._graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
                 work(*self._inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
         try:
-            self._results = self._record(work)
+            self._results = self._record(work, stream)
         except RuntimeError as exc:
             if isinstance(exc.__context__, torch.OutOfMemoryError):  # ending the record failed too
                 raise exc.__context__ from None
             raise
+        torch.cuda.current_stream().wait_stream(stream)
 
-    def _record(self, work: Work) -> tuple[Tensor, ...]:
+    def _record(self, work: Work, stream: torch.cuda.Stream) -> tuple[Tensor, ...]:
         # Other threads copy and allocate meanwhile; only this thread's calls must be recordable.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
             return work(*self._inputs)
 
     def replay(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -132,7 +132,6 @@ class TorchBackend:
 
     def _halve_batch(self, exc: Exception) -> None:
         self._forward.forget()
-        self._torch.cuda.empty_cache()
         if self.batch == 1:
             raise BackendError(f"{self.device} is out of memory", hint=_MEMORY_HINT) from exc
         self.batch //= 2
@@ -161,8 +160,6 @@ class TorchBackend:
         """Free the weights."""
         self._module = None
         self._forward.forget()
-        if self.device.type == "cuda":
-            self._torch.cuda.empty_cache()
 
 
 def open_backend(request: Request) -> TorchBackend:

@@ -18,7 +18,7 @@ from vidmatte.compute.cuda.temporal import TemporalFilter
 from vidmatte.compute.cuda.transfer import Download, Lane, upload, upload_picture, wait
 from vidmatte.errors import BackendError, CancelledError
 from vidmatte.frames import Matte
-from vidmatte.graphs import Graphed
+from vidmatte.graphs import DEVICE_WIDE, Graphed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,7 +102,8 @@ class DeviceMatting:
         )
         self._held: deque[DeviceInference] = deque()
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # constants are made on the default stream
+            with DEVICE_WIDE:  # constants are made on the default stream
+                torch.cuda.synchronize(self.device)
 
     def _alpha_work(
         self, refiner: Refiner, *, refinement: bool
