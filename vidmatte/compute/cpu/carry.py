@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Picture = NDArray[np.uint8]
 
-_STILL = 2.0  # below it without any flow a pixel has not moved,
-_STILL_TRUST = 1.0  # and its own history holds, whatever the flow of a neighbour says
-_CUT = 14.0  # mean difference after motion that no motion explains
+STILL = 2.0  # below it without any flow a pixel has not moved,
+STILL_TRUST = 1.0  # and its own history holds, whatever the flow of a neighbour says
+CUT = 14.0  # mean difference after motion that no motion explains
+LIGHT_STEP_PX = 4  # of the pixels whose median difference is the change of light
+AROUND_PX = 5  # side of the square over which differences are averaged
 
 
 class Tolerance(NamedTuple):
@@ -104,17 +106,17 @@ def carry(moment: Moment, now: Picture, tolerance: Tolerance = STRICT) -> Carrie
     looks: Picture = np.asarray(moved, np.uint8)
     differ = _channel_difference if tolerance.slack_px else _difference
     error = differ(now, looks)
-    if error.mean() > _CUT:
+    if error.mean() > CUT:
         return None
     if tolerance.slack_px:
         error = _channel_difference(now, looks, tolerance.slack_px)
     height, width = now.shape[:2]
     inside = (at_x > -1) & (at_y > -1) & (at_x < width) & (at_y < height)
     trust = falling(error, tolerance.full, tolerance.none) * inside
-    still = differ(now, moment.image) < _STILL
+    still = differ(now, moment.image) < STILL
     return Carried(
         np.where(still, moment.value, np.asarray(value, np.float32)),
-        np.where(still, np.float32(_STILL_TRUST), trust),
+        np.where(still, np.float32(STILL_TRUST), trust),
         still,
     )
 
@@ -140,8 +142,8 @@ def _difference(left: Picture, right: Picture) -> Floats:
     import cv2
 
     change = cv2.subtract(left, right, dtype=cv2.CV_32F)
-    change -= np.median(change[::4, ::4])
-    return np.asarray(cv2.blur(np.abs(change), (5, 5)), np.float32)
+    change -= np.median(change[::LIGHT_STEP_PX, ::LIGHT_STEP_PX])
+    return np.asarray(cv2.blur(np.abs(change), (AROUND_PX, AROUND_PX)), np.float32)
 
 
 def _channel_difference(left: Picture, right: Picture, slack_px: int = 0) -> Floats:
@@ -151,7 +153,8 @@ def _channel_difference(left: Picture, right: Picture, slack_px: int = 0) -> Flo
     """
     import cv2
 
-    sample = cv2.subtract(left[::4, ::4], right[::4, ::4], dtype=cv2.CV_16S)
+    some = np.s_[::LIGHT_STEP_PX, ::LIGHT_STEP_PX]
+    sample = cv2.subtract(left[some], right[some], dtype=cv2.CV_16S)
     light = np.zeros(4)  # as OpenCV's scalars are
     light[: 1 if left.ndim == 2 else 3] = np.median(sample, axis=(0, 1)).round()
     lit = cv2.add(right, light)
@@ -163,7 +166,7 @@ def _channel_difference(left: Picture, right: Picture, slack_px: int = 0) -> Flo
     else:
         apart = cv2.absdiff(left, lit)
     most = reduce(cv2.max, cv2.split(apart))
-    return np.asarray(cv2.boxFilter(most, cv2.CV_32F, (5, 5)), np.float32)
+    return np.asarray(cv2.boxFilter(most, cv2.CV_32F, (AROUND_PX, AROUND_PX)), np.float32)
 
 
 def _grey(image: Picture) -> Picture:

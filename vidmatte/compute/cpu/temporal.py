@@ -21,14 +21,14 @@ from vidmatte.compute.cpu.carry import Moment, carry, falling, small_grey
 if TYPE_CHECKING:
     from vidmatte.compute.cpu.carry import Carried, Floats, Picture
 
-_PAST_WEIGHT = 1.5  # against 1 for the present
-_FLAT_PAST_WEIGHT = 8.0  # more, where both maps are flat and not both sure of the same
-_FUTURE_WEIGHTS = (0.8, 0.6)
+PAST_WEIGHT = 1.5  # against 1 for the present
+FLAT_PAST_WEIGHT = 8.0  # more, where both maps are flat and not both sure of the same
+FUTURE_WEIGHTS = (0.8, 0.6)
 # A moved map may differ this much from the present one; more is a ghost of a wrong flow.
-_GHOST = (0.15, 0.4)
-_FLAT_GHOST = (0.6, 1.2)
-_LONGER_PX = 160  # larger maps are averaged smaller; what that changes is added to them
-_FLAT_CELLS, _FLAT_RANGE = 1, 0.5  # flat: so far around, values range over much less
+GHOST = (0.15, 0.4)
+FLAT_GHOST = (0.6, 1.2)
+LONGER_PX = 160  # larger maps are averaged smaller; what that changes is added to them
+FLAT_CELLS, FLAT_RANGE = 1, 0.5  # flat: so far around, values range over much less
 
 
 class TemporalFilter:
@@ -39,7 +39,7 @@ class TemporalFilter:
     """
 
     def __init__(self, *, lookahead: int = 0) -> None:
-        if not 0 <= lookahead <= len(_FUTURE_WEIGHTS):
+        if not 0 <= lookahead <= len(FUTURE_WEIGHTS):
             raise ValueError(f"lookahead {lookahead}")
         self._lookahead = lookahead
         self._past: Moment | None = None
@@ -67,21 +67,27 @@ class TemporalFilter:
         average = _Average(now)
         known = self._past is not None and average.add_past(self._past, self._age)
         self._age = self._age + 1 if known else 1
-        for (_, moment), weight in zip(self._waiting, _FUTURE_WEIGHTS, strict=False):
+        for (_, moment), weight in zip(self._waiting, FUTURE_WEIGHTS, strict=False):
             average.add_future(moment, weight)
         steady = average.value
         self._past = Moment(steady, now.grey)
         return _changed(probability, now.value, steady)
 
 
+def small_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the (h, w) in which a map of `shape` is averaged."""
+    shrink = min(1.0, LONGER_PX / max(shape))
+    height, width = (max(1, round(side * shrink)) for side in shape)
+    return height, width
+
+
 def _small(probability: Floats) -> Floats:
-    """Return a copy with a longer side of at most _LONGER_PX."""
+    """Return a copy with a longer side of at most LONGER_PX."""
     import cv2
 
-    shrink = _LONGER_PX / max(probability.shape)
-    if shrink >= 1:
+    h, w = small_shape(probability.shape)
+    if probability.shape == (h, w):
         return probability.copy()
-    h, w = (max(1, round(side * shrink)) for side in probability.shape)
     return np.asarray(cv2.resize(probability, (w, h), interpolation=cv2.INTER_AREA), np.float32)
 
 
@@ -115,17 +121,17 @@ class _Average:
         now, then = self._now.value, brought.value
         flat = _flatness(now) * _flatness(then)
         change = np.abs(then - now)
-        alike = np.maximum(falling(change, *_GHOST), falling(change, *_FLAT_GHOST) * flat)
+        alike = np.maximum(falling(change, *GHOST), falling(change, *FLAT_GHOST) * flat)
         middle = now + then
         unsure = middle * (2 - middle)  # 1 at a mean of one half, 0 where both are sure
-        weight = np.float32(_PAST_WEIGHT) + np.float32(_FLAT_PAST_WEIGHT) * flat * unsure
+        weight = np.float32(PAST_WEIGHT) + np.float32(FLAT_PAST_WEIGHT) * flat * unsure
         self._add(brought, alike, np.minimum(weight, np.float32(age)))  # young: a plain mean
         return True
 
     def add_future(self, moment: Moment, weight: float) -> None:
         brought = self._brought(moment)
         if brought is not None:
-            alike = falling(np.abs(brought.value - self._now.value), *_GHOST)
+            alike = falling(np.abs(brought.value - self._now.value), *GHOST)
             self._add(brought, alike, np.float32(weight))
 
     def _brought(self, moment: Moment) -> Carried | None:
@@ -141,6 +147,6 @@ def _flatness(value: Floats) -> Floats:
     """1 where a map is the same all around, 0 near an edge."""
     import cv2
 
-    around = np.ones((2 * _FLAT_CELLS + 1,) * 2, np.uint8)
+    around = np.ones((2 * FLAT_CELLS + 1,) * 2, np.uint8)
     span = cv2.subtract(cv2.dilate(value, around), cv2.erode(value, around))
-    return falling(np.asarray(span, np.float32), 0.0, _FLAT_RANGE)
+    return falling(np.asarray(span, np.float32), 0.0, FLAT_RANGE)
