@@ -19,7 +19,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidmatte.backends import Request
+from vidmatte.backends import Request, tensorrt
+from vidmatte.backends import torch as torch_backend
 from vidmatte.backends._tensorrt_build import command_of
 from vidmatte.backends._tensorrt_key import Environment
 from vidmatte.errors import BackendError
@@ -110,6 +111,8 @@ def without_export(patch: pytest.MonkeyPatch) -> None:
 def use(patch: pytest.MonkeyPatch, compiler: FakeCompiler) -> FakeCompiler:
     """Put `compiler` in the real one's place."""
     without_export(patch)
+    for backend in (tensorrt, torch_backend):  # the CPU stands for a GPU
+        patch.setitem(backend.PRECISIONS, "cpu", ("f32", "f16"))
     patch.setattr("vidmatte.backends.tensorrt.open_compiler", lambda device: compiler)
     return compiler
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     Probability = NDArray[np.float32]
 
 TOLERANCE = 0.01
-"""Largest mean |Δα| of any one picture; FP16 on torch is below .003 (see the issue's bounds)."""
+"""Largest mean |Δα| of any one picture against torch in float32."""
 _LEAST_SHARE = 0.01  # of the pixels that must be subject, and that must be background
 
 
