@@ -159,7 +159,7 @@ def measure_on_gpu(setting: Setting, folder: Path) -> dict[str, Any]:
     from gpu_clock import Clock
     from gpu_fps import measure_device, show_device
 
-    device = torch.device(setting.device)
+    device = torch.device("cuda:0" if setting.device == "cuda" else setting.device)
     found = measure_device(setting.clip, choice_of(setting), Clock(device), folder)
     show_device(found)
     return {"gpu": card_of(device), **found}

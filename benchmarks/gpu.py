@@ -27,7 +27,6 @@ import re
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +98,7 @@ class Bench:
 
 def main() -> int:
     options = parse_options()
-    device = torch.device(options.device)
+    device = torch.device("cuda:0" if options.device == "cuda" else options.device)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         seconds, most = (0.01, 2) if options.rehearse else (0.4, 200)
@@ -143,7 +142,6 @@ def run_parts(bench: Bench, start: float) -> None:
         print(f"\n{name}", flush=True)
         deadline = Deadline(until - (time.monotonic() - start))
         run_part(bench, name, part, deadline)
-        bench.document["left_out"] += [f"{name}: {what}" for what in deadline.left_out]
         bench.document["elapsed_s"] = round(time.monotonic() - start, 1)
         save(bench)
 
@@ -153,13 +151,12 @@ def run_part(
 ) -> None:
     """Do one part; what goes wrong in it is written down, and the next one is done."""
     try:
-        with deadline.cut_off(grace_s=GRACE_S):
+        with deadline.cut_off(grace_s=GRACE_S), deadline.guarded("all"):
             part(bench, deadline)
     except OutOfTimeError as exc:
         deadline.left_out.append(f"the rest: {exc}")
-    except Exception as exc:  # noqa: BLE001 - the other parts' numbers are worth having
-        traceback.print_exc()
-        bench.document["errors"][name] = f"{type(exc).__name__}: {exc}"
+    bench.document["left_out"] += [f"{name}: {what}" for what in deadline.left_out]
+    bench.document["errors"] |= {f"{name}: {what}": why for what, why in deadline.failed.items()}
 
 
 def save(bench: Bench) -> None:
@@ -209,25 +206,30 @@ def stages(bench: Bench, deadline: Deadline) -> None:
     for name, size in bench.sizes.items():
         if deadline.allows(name, needs_s=0 if bench.small else 10):
             document[name] = {"models": {}}
+            pictures = pictures_of(bench.options.clip, size, 4 if bench.small else DISTINCT)
             for model in bench.names:
-                if deadline.allows(f"{name}, {model}", needs_s=0 if bench.small else 5):
-                    document[name]["models"][model] = stages_of(bench, model, size, document[name])
+                what = f"{name}, {model}"
+                if deadline.allows(what, needs_s=0 if bench.small else 5):
+                    with deadline.guarded(what):
+                        stages_of(bench, model, size, pictures, document[name])
 
 
 def stages_of(
-    bench: Bench, model: str, size: tuple[int, int], document: dict[str, Any]
-) -> dict[str, Any]:
+    bench: Bench,
+    model: str,
+    size: tuple[int, int],
+    pictures: list[Any],
+    document: dict[str, Any],
+) -> None:
     assert bench.rates is not None
-    clip = bench.options.clip
-    pictures = pictures_of(clip, size, 4 if bench.small else DISTINCT)
     batch = 2 if bench.small else GPU_BATCH
-    with opened(chain_of(bench, model, size, pictures, batch)) as chain:
-        together = measure_chain(chain, bench.clock, size)
+    with opened(lambda: chain_of(bench, model, size, pictures, batch)) as chain:
+        together = document["models"][model] = measure_chain(chain, bench.clock, size)
         if model == "live":
             rows = with_floors(measure_stages(chain, bench.clock), size, bench.rates)
             document["stages"] = rows
             report(f"{size[0]}x{size[1]}", rows, together)
-    with opened(chain_of(bench, model, size, pictures, 1)) as chain:
+    with opened(lambda: chain_of(bench, model, size, pictures, 1)) as chain:
         repeat = 3 if bench.small else 200
         together["latency"] = measure_latency(chain, bench.clock, repeat=repeat)
     print(
@@ -235,7 +237,6 @@ def stages_of(
         f"p50 {together['latency']['p50_ms']:.2f} ms, p95 {together['latency']['p95_ms']:.2f} ms",
         flush=True,
     )
-    return together
 
 
 def chain_of(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -92,11 +94,12 @@ def _wall(work: Work, repeat: int) -> list[float]:
 
 
 class Deadline:
-    """Says whether there is time for one more measurement, and remembers what was left out."""
+    """Says whether there is time for another measurement; notes what is left out and what fails."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
         self.left_out: list[str] = []
+        self.failed: dict[str, str] = {}
 
     @property
     def left_s(self) -> float:
@@ -108,6 +111,21 @@ class Deadline:
             return True
         self.left_out.append(what)
         return False
+
+    @contextmanager
+    def guarded(self, what: str) -> Iterator[None]:
+        """Note an error in the block as that of `what`, and go on: other numbers are worth having.
+
+        What was taken from the device is given back, since it may have been too much.
+        """
+        try:
+            yield
+        except Exception as exc:  # noqa: BLE001 - see above
+            traceback.print_exc()
+            self.failed[what] = f"{type(exc).__name__}: {str(exc)[:500]}"
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @contextmanager
     def cut_off(self, *, grace_s: float) -> Iterator[None]:

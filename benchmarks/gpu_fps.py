@@ -40,14 +40,14 @@ def measure_device(
     """
     info, layout, pictures, decode_ms = decoded(clip)
     repeat = 200 if clock.is_cuda else 3
-    with opened(chain_of(choice, info, layout, pictures, clock.device, batch)) as chain:
+    with opened(lambda: chain_of(choice, info, layout, pictures, clock.device, batch)) as chain:
         stages = measure_stages(chain, clock)
         together = measure_chain(chain, clock, (info.width, info.height))
         stages |= {
             "decode": {"ms": decode_ms},
             "encode": {"ms": encode_ms(chain, info, layout, folder)},
         }
-    with opened(chain_of(choice, info, layout, pictures, clock.device, 1)) as chain:
+    with opened(lambda: chain_of(choice, info, layout, pictures, clock.device, 1)) as chain:
         together["latency_batch_1"] = measure_latency(chain, clock, repeat=repeat)
     alone = {name: stages[name]["ms"] for name in ("decode", "upload", "download", "encode")}
     alone["compute"] = sum(stages[name]["ms"] for name in COMPUTE)

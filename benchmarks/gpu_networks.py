@@ -102,11 +102,14 @@ def measure_networks(
     """
     for case in cases(list(zoo.models), small=small):
         if deadline.allows(str(case), needs_s=2):
-            rows.append(measure_case(zoo, case, rates, clock))
-            print_row(rows[-1])
+            with deadline.guarded(str(case)):
+                rows.append(measure_case(zoo, case, rates, clock, deadline))
+                print_row(rows[-1])
 
 
-def measure_case(zoo: Zoo, case: Case, rates: Rates, clock: Clock) -> dict[str, Any]:
+def measure_case(
+    zoo: Zoo, case: Case, rates: Rates, clock: Clock, deadline: Deadline
+) -> dict[str, Any]:
     images = random_images(case, clock.device)
     model = zoo.models[case.model]
     row: dict[str, Any] = case._asdict() | {"weights": weights_kind(zoo, case.model), "forms": {}}
@@ -116,9 +119,9 @@ def measure_case(zoo: Zoo, case: Case, rates: Rates, clock: Clock) -> dict[str, 
         assert torch.isfinite(expected).all(), f"{case}: not finite"
         row["forms"]["eager"] = timed(without_tf32(eager), images, clock)
         del eager
-        fused = Fused(model, _DTYPES[case.precision]).to(clock.device)
-        row["forms"]["fused"] = graphed(without_tf32(fused), images, expected, clock)
-        del fused
+        with deadline.guarded(f"{case}, fused"):
+            fused = without_tf32(Fused(model, _DTYPES[case.precision]).to(clock.device))
+            row["forms"]["fused"] = graphed(fused, images, expected, clock)
     with closing(open_torch(model, case, clock.device)) as backend:
         difference = (backend.infer_device(images[0]) - expected).abs().max().item()
         row["forms"]["graphs"] = timed(backend.infer_device, images, clock)
@@ -252,18 +255,24 @@ def measure_compilers(zoo: Zoo, clock: Clock, deadline: Deadline, rows: Rows) ->
         for form, measure in (("compiled", measure_compiled), ("tensorrt", measure_tensorrt)):
             if reasons[form] or not deadline.allows(f"{form} {case}", needs_s=COMPILE_S):
                 continue
-            timing = measure(zoo.models[name], case, clock)
-            fps = 1000 * batch / timing["ms"]
-            rows.append(case._asdict() | {"form": form, "fps": fps} | timing)
-            print(f"{form:8} {case}: {timing['ms']:.3f} ms", flush=True)
+            with deadline.guarded(f"{form} {case}"):
+                timing = measure(zoo.models[name], case, clock)
+                fps = 1000 * batch / timing["ms"]
+                rows.append(case._asdict() | {"form": form, "fps": fps} | timing)
+                print(f"{form:8} {case}: {timing['ms']:.3f} ms", flush=True)
 
 
 def measure_compiled(model: Model, case: Case, clock: Clock) -> dict[str, float]:
-    """Time the network compiled by torch, its kernels recorded like the others'."""
+    """Time the network compiled by torch, its kernels recorded like the others'.
+
+    Its convolutions stay cuDNN's, and what lies between them is fused: trying Triton's for each of
+    120 as well takes minutes.
+    """
     images = random_images(case, clock.device)
+    torch._dynamo.reset()
     with torch.inference_mode():
         eager = Eager(model, _DTYPES[case.precision]).to(clock.device)
-        compiled = without_tf32(torch.compile(eager, mode="max-autotune-no-cudagraphs"))
+        compiled = without_tf32(torch.compile(eager, dynamic=False))
         return graphed(compiled, images, without_tf32(eager)(images[0]), clock)
 
 

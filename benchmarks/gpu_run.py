@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,15 +71,22 @@ class Runs:
         self.document["traces"] = self.traces()
 
     def one(self, model: str, backend: str, source: str, sink: str) -> None:
-        """Run once, and compare with no network and with decoding alone."""
+        """Run once if there is time, and compare with no network and with decoding alone."""
         what = f"run of {self._clip.path.stem}: {model}, {backend}, {source} to {sink}"
-        if not self._deadline.allows(what, needs_s=self._needs_s):
-            return
+        if self._deadline.allows(what, needs_s=self._needs_s):
+            with self._deadline.guarded(what):
+                self._one(model, backend, source, sink)
+
+    def _one(self, model: str, backend: str, source: str, sink: str) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
         run = self._run(model, backend, source, sink)
         result = run.observe()
-        assert result.frames == self._clip.count, f"{what}: {result.frames} frames came out"
+        assert result.frames == self._clip.count, f"{result.frames} frames came out"
         row = {"model": model, "backend": backend, "source": source, "sink": sink}
         row |= {"fps": result.fps, "device": result.device, "shares": result.stage_share}
+        if self._device.type == "cuda":
+            row["gpu_peak_mb"] = torch.cuda.max_memory_allocated(self._device) / 1e6
         self.rows.append(row | run.facts())
         row = self.rows[-1]
         same = [r for r in self.rows if r["backend"] == "null" and r["sink"] == sink]
@@ -94,7 +100,6 @@ class Runs:
             f" {row['first_picture_s']:.2f} s, {row['most_in_flight']} in flight",
             flush=True,
         )
-        self._free()
 
     def _run(self, model: str, backend: str, source: str, sink: str) -> ObservedRun:
         clip = self._clip
@@ -117,14 +122,9 @@ class Runs:
                 run = self._run(name, "torch", "memory", "null")
                 run.limit(TRACED_FRAMES)
                 path = self._clip.path.with_suffix(".json")
-                found[name] = traced(run.observe, self._device, path, upload)
-                self._free()
+                with self._deadline.guarded(f"trace of {name}"):
+                    found[name] = traced(run.observe, self._device, path, upload)
         return found
-
-    def _free(self) -> None:
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def decode_fps(clip: Clip) -> float:

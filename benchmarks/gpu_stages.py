@@ -12,13 +12,13 @@ import torch
 from gpu_clock import Clock
 from gpu_roofline import Rates, part_floors
 from torch import Tensor
-from vidmatte.compute.cuda.temporal import TemporalFilter
 
 from vidmatte.backdrop import Backdrop
 from vidmatte.backends import open_backend
 from vidmatte.compute.cuda.composite import composite
 from vidmatte.compute.cuda.prepare import Preparer
 from vidmatte.compute.cuda.refine import Refiner
+from vidmatte.compute.cuda.temporal import TemporalFilter
 from vidmatte.compute.cuda.transfer import Download, Lane, upload_picture
 from vidmatte.frames import Layout, VideoInfo
 from vidmatte.graphs import Graphed
@@ -34,8 +34,8 @@ class Chain:
     """Everything between decoder and encoder, for pictures of one source; each stage can be timed.
 
     `pictures` are what frames are made of, in host memory; their planes are on the device as well,
-    so many that they do not fit the card's cache. `batch` pictures go through the network at once.
-    Used inside `torch.inference_mode()`.
+    so many that they do not fit the card's cache. `batch` pictures go through the network at once;
+    with one, nothing looks ahead, as in live mode. Built and used in inference mode: see `opened`.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Chain:
         )
         self._preparer = Preparer(info, layout, (height, width), device)
         self._prepare = Graphed(lambda *planes: (self._preparer.prepare(planes),), device)
-        self._temporal = TemporalFilter(lookahead=LOOKAHEAD, device=device)
+        self._temporal = TemporalFilter(lookahead=LOOKAHEAD if batch > 1 else 0, device=device)
         curve = model.row.curve
         self._refiner = Refiner(
             layout, info.width, info.height, lo=curve.lo, hi=curve.hi, device=device
@@ -132,8 +132,9 @@ class Chain:
 
 
 @contextmanager
-def opened(chain: Chain) -> Iterator[Chain]:
-    with closing(chain), torch.inference_mode():
+def opened(build: Callable[[], Chain]) -> Iterator[Chain]:
+    """Build a chain, keep inference mode on while it is used, close it."""
+    with torch.inference_mode(), closing(build()) as chain:
         yield chain
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidmatte.models.table import models, multiply_adds
+from vidmatte.models.table import convolutions, models, multiply_adds
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -24,6 +24,7 @@ from gpu_clock import Clock, Deadline, OutOfTimeError  # noqa: E402
 from gpu_models import random_tensors, read_safetensors  # noqa: E402
 from gpu_roofline import Rates, layer_costs, network_floor, part_bytes  # noqa: E402
 from gpu_trace import facts_of  # noqa: E402
+from gpu_traffic import Counting, traffic  # noqa: E402
 
 RATES = Rates(flops=788e12, copy=4300e9, to_device=50e9, to_host=50e9)
 
@@ -180,6 +181,37 @@ def test_a_deadline_names_what_it_leaves_out() -> None:
     assert deadline.allows("short", needs_s=1)
     assert not deadline.allows("long", needs_s=100)
     assert deadline.left_out == ["long"]
+
+
+def test_what_fails_is_named_and_the_rest_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    deadline = Deadline(60)
+    with deadline.guarded("first"):
+        raise RuntimeError("no such kernel")
+    with pytest.raises(OutOfTimeError), deadline.guarded("second"):
+        raise OutOfTimeError("cut off")
+    assert deadline.failed == {"first": "RuntimeError: no such kernel"}
+    assert "no such kernel" in capsys.readouterr().err
+
+
+def test_ops_and_bytes_are_counted_without_views() -> None:
+    with Counting() as counting:
+        x = torch.ones(4, 8).view(32).reshape(8, 4)[2:]
+        (x + x).add_(1)
+    assert counting.calls == {"aten::ones": 1, "aten::add": 1, "aten::add_": 1}
+    assert counting.bytes["aten::add"] == 3 * 4 * 24
+
+
+def test_op_by_op_every_relu_moves_its_map_twice() -> None:
+    network = models()["live"].network
+    once, twice = (traffic(network, (64, 96), batch) for batch in (1, 2))
+    maps = sum(
+        c.out_channels * (96 // c.scale) * (64 // c.scale)
+        for c in convolutions(network)
+        if c.normalised
+    )
+    assert once["relu_bytes"] == 2 * 2 * maps
+    assert twice["bytes"] == 2 * once["bytes"]
+    assert twice["ops"] == once["ops"]
 
 
 def test_a_clock_takes_the_median_and_counts_repetitions() -> None:
