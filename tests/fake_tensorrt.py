@@ -120,7 +120,7 @@ def use(patch: pytest.MonkeyPatch, compiler: FakeCompiler) -> FakeCompiler:
 def child(request: Request, mode: str = "right", seconds: float = 0.0) -> list[str]:
     """A command that builds with the fake, as the real one's child does."""
     real = command_of(request)
-    arguments = real[real.index("vidmatte") + 1 :]
+    arguments = [part for part in real[real.index("vidmatte") + 1 :] if part != "--low-priority"]
     return [sys.executable, str(Path(__file__)), mode, str(seconds), *arguments]
 
 

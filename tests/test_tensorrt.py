@@ -229,7 +229,7 @@ def test_a_folder_that_others_may_write_to_is_refused(
     store.write(key, stored(), {})
     store.folder.chmod(mode)
     calls = (lambda: store.read(key), lambda: store.write(key, stored(), {}), store.entries,
-             lambda: store.locked(key).__enter__(), lambda: store.rejection(key))  # fmt: skip
+             lambda: store.locked(key.name).__enter__(), lambda: store.rejection(key))  # fmt: skip
     for call in calls:
         with pytest.raises(BackendError, match="change the engines") as caught:
             call()
@@ -265,7 +265,7 @@ def test_clean_leaves_what_is_wanted_and_what_is_being_built(
     store.reject(busy, "before")
     (store.folder / "README.md").write_text("kept")
     (store.folder / f"{'a' * 20}.77.part").write_text("left by a build that was killed")
-    with store.locked(busy):
+    with store.locked(busy.name):
         removed = store.clean(lambda entry: entry.path != kept)
         assert [entry.path for entry in removed] == [gone]
         assert store.rejection(busy) == "before"
@@ -394,7 +394,7 @@ def test_two_builders_build_once(store: EngineStore, monkeypatch: pytest.MonkeyP
 
 
 def _hold(folder: str, key: EngineKey, ready: Any) -> None:
-    with EngineStore(Path(folder)).locked(key):
+    with EngineStore(Path(folder)).locked(key.name):
         ready.set()
         os._exit(9)
 
@@ -407,7 +407,7 @@ def test_a_builder_that_dies_lets_go(store: EngineStore, key: EngineKey) -> None
     process.start()
     process.join(30)
     assert ready.is_set()
-    with store.locked(key):
+    with store.locked(key.name):
         pass
 
 

@@ -23,6 +23,7 @@ from vidmatte.backends._tensorrt_upgrade import UpgradingBackend
 from vidmatte.errors import BackendError
 
 BATCH = 2
+REJECTED: list[str] = []
 SAME = 1e-6  # the fake engine is torch f32
 
 
@@ -51,7 +52,8 @@ def upgrading(script: Script, mode: str = "right") -> tuple[UpgradingBackend, fa
     def load() -> EngineBackend:
         return EngineBackend(request, compiler, compiler.compile(None))
 
-    return UpgradingBackend(torch_backend(), script, load), compiler  # type: ignore[arg-type]
+    backend = UpgradingBackend(torch_backend(), script, load, REJECTED.append)  # type: ignore[arg-type]
+    return backend, compiler
 
 
 def run(backend: Any, count: int, *, on_device: bool) -> tuple[list[np.ndarray], list[str]]:
@@ -109,6 +111,7 @@ def test_what_auto_adds_to_the_description_stays() -> None:
 def test_a_swap_that_must_not_be_leaves_everything_as_it_was(
     states: tuple[str, ...], mode: str, reason: str, on_device: bool
 ) -> None:
+    REJECTED.clear()
     backend, compiler = upgrading(Script(*states, reason="no luck"), mode)
     got, at_work = run(backend, 5, on_device=on_device)
     expected, _ = run(torch_backend(), 5, on_device=on_device)
@@ -121,6 +124,7 @@ def test_a_swap_that_must_not_be_leaves_everything_as_it_was(
     assert backend.description.count(reason) == 1
     assert "being built" not in backend.description
     assert all(engine.closed for engine in compiler.engines)
+    assert len(REJECTED) == (mode in ("wrong", "nan")), "remembered is what answers wrongly"
 
 
 def test_waiting_tells_how_far_it_is_and_can_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vidmatte.backends._tensorrt_key import EngineKey
     from vidmatte.backends._tensorrt_store import EngineStore
 
+_ONE_AT_A_TIME = "building"  # TensorRT chooses kernels by timing them
 State = Literal["building", "ready", "failed"]
 
 
@@ -44,18 +45,19 @@ def build(
     """Build the engine of `request` unless the store has it, and check it against torch f32.
 
     `pictures_NHW3` are real pictures of `request.size` with subject and background. Waits for
-    another process that builds the same one. Raises BackendError if it fails or is rejected, also
+    other processes that build. Raises BackendError if it fails or is rejected, also
     for a rejection that the store remembers.
     """
     key = key_of(request, compiler.environment, compiler.options)
-    with store.locked(key):
+    with store.locked(key.name):
         reason = store.rejection(key)
         if reason is not None:
             raise _rejected(request, reason, hint="to try again: vidmatte engines clean")
         stored = store.read(key)
         if stored is not None:
             return Built(store.folder / f"{key.name}.engine", 0.0, 0.0, was_there=True)
-        return _build(request, compiler, store, key, pictures_NHW3)
+        with store.locked(_ONE_AT_A_TIME):
+            return _build(request, compiler, store, key, pictures_NHW3)
 
 
 def _build(

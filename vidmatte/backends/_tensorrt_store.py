@@ -137,17 +137,21 @@ class EngineStore:
             raise _unwritable(path, exc) from exc
 
     def reject(self, key: EngineKey, reason: str) -> None:
-        """Remember that the engine of `key` is of no use, until `clean` or another key."""
+        """Remember that the engine of `key` is of no use, until `clean` or another key.
+
+        If it is there it is removed.
+        """
+        self.discard(key)
         header = {"lengths": [], "facts": {"reason": reason}}
         self._write(self.folder / f"{key.name}.rejected", key, header, b"")
 
     @contextmanager
-    def locked(self, key: EngineKey) -> Iterator[None]:
-        """Hold the lock of one engine; waits for another process that builds it."""
+    def locked(self, name: str) -> Iterator[None]:
+        """Hold the lock of a name, which is an engine's; waits for the process that holds it."""
         import fcntl
 
         self._make()
-        path = self.folder / f"{key.name}.lock"
+        path = self.folder / f"{name}.lock"
         try:
             descriptor = os.open(path, _LOCK, 0o600)
         except OSError as exc:
@@ -252,7 +256,7 @@ class EngineStore:
 
     def _is_there(self) -> bool:
         """Whether the folder is there. Raises BackendError where strangers may write into it."""
-        if not self.folder.is_dir():
+        if not os.path.isdir(self.folder):
             return False
         with _for_engines():
             refuse_foreign(self.folder, holds="engines", variable=VARIABLE)

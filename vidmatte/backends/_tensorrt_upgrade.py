@@ -25,11 +25,12 @@ _LOOK_EVERY_S = 0.2
 class UpgradingBackend:
     """Delegates to `first`, and to the engine from the batch after the one that it is ready at.
 
-    Before each batch it asks the build. When that is ready, `load` is called (which takes a part
-    of a second), and that batch is answered by both: by `first` for the caller, by the engine to
-    be compared. If they agree, the next batch is the engine's; if not, or if the build or `load`
-    failed, `first` stays for good, and `notes` and `description` say why, once. See DeviceBackend;
-    used by one thread; never call it from within a recorded graph, which would not ask again.
+    Before each batch it asks the build. When that is ready, `load` is called, which the batch has
+    to wait for, and it is answered by both: by `first` for the caller, by the engine to be
+    compared. If they agree, the next batch is the engine's; if not, `reject` is told. Then, and
+    if the build or `load` failed, `first` stays for good, and `notes` and `description` say why,
+    once. See DeviceBackend; used by one thread; never call it from within a recorded graph, which
+    would not ask again.
     """
 
     def __init__(
@@ -37,11 +38,12 @@ class UpgradingBackend:
         first: DeviceBackend,
         build: BackgroundBuild,
         load: Callable[[], EngineBackend | None],
+        reject: Callable[[str], None],
     ) -> None:
         self._active: DeviceBackend = first
         self._retired: DeviceBackend | None = None
         self._build: BackgroundBuild | None = build
-        self._load = load
+        self._load, self._reject = load, reject
         self._done = 0
         self._told = f"{first.description} (its TensorRT engine is being built)"
         self.device: torch.device = first.device
@@ -118,6 +120,8 @@ class UpgradingBackend:
         """Go on with the engine if it answers this batch as the first backend did."""
         try:
             reason = why_not(answer(), expected())
+            if reason is not None:
+                self._reject(reason)
         except BackendError as exc:
             reason = str(exc)
         if reason is not None:

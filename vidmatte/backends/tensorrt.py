@@ -83,7 +83,12 @@ def _upgrading(
     except BackendError:
         first.close()
         raise
-    upgrading = UpgradingBackend(first, build, lambda: _load(request, compiler, store))
+    upgrading = UpgradingBackend(
+        first,
+        build,
+        load=lambda: _load(request, compiler, store),
+        reject=lambda reason: store.reject(key, reason),
+    )
     if request.wait_engine:
         upgrading.wait(log.debug)
     return upgrading
