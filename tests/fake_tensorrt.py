@@ -111,6 +111,7 @@ def without_export(patch: pytest.MonkeyPatch) -> None:
 def use(patch: pytest.MonkeyPatch, compiler: FakeCompiler) -> FakeCompiler:
     """Put `compiler` in the real one's place."""
     without_export(patch)
+    patch.setattr("vidmatte.backends.usable_cores", lambda: 1)  # small pictures; others work too
     for backend in (tensorrt, torch_backend):  # the CPU stands for a GPU
         patch.setitem(backend.PRECISIONS, "cpu", ("f32", "f16"))
     patch.setattr("vidmatte.backends.tensorrt.open_compiler", lambda device: compiler)
