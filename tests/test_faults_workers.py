@@ -323,7 +323,7 @@ def test_a_matting_that_cannot_be_built_gives_its_network_back(
 
     monkeypatch.setattr(null, "open_backend", count)
     with monkeypatch.context() as broken:
-        broken.setattr(runner, "Matting", refuse)
+        broken.setattr(runner, "build_matting", refuse)
         with pytest.raises(VidmatteError, match="cannot be built"):
             run("a.mp4")
     run("b.mp4")

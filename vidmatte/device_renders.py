@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from vidmatte.compute.batches import until_error
 from vidmatte.compute.cpu.composite import alpha_layout, new_picture, without_alpha
 from vidmatte.compute.cuda.background import on_device
 from vidmatte.compute.cuda.composite import composite, own_alpha, plane_alphas, scaled_alpha
 from vidmatte.compute.cuda.foreground import estimate_planes
 from vidmatte.compute.cuda.transfer import Download, Lane
-from vidmatte.errors import CancelledError
 from vidmatte.frames import RANGE_FULL, Layout, VideoInfo, layout_of
 from vidmatte.graphs import Graphed
 from vidmatte.renders import composite_layout
@@ -71,17 +71,14 @@ class DeviceRenders:
     def pictures(self, mattes: Iterator[DeviceMatte]) -> Iterator[list[av.VideoFrame]]:
         """Yield one picture per output for every matte, with its time; before an error too."""
         pending: deque[list[_Pending]] = deque()
-        try:
-            for matte in mattes:
-                pending.append(self._launch(matte))
-                if len(pending) > PICTURES_IN_FLIGHT:
-                    yield [_landed(one) for one in pending.popleft()]
-        except (CancelledError, GeneratorExit):
-            raise
-        except BaseException:
-            yield from ([_landed(one) for one in pictures] for pictures in pending)
-            raise
+        errors: list[Exception] = []
+        for matte in until_error(mattes, errors):
+            pending.append(self._launch(matte))
+            if len(pending) > PICTURES_IN_FLIGHT:
+                yield [_landed(one) for one in pending.popleft()]
         yield from ([_landed(one) for one in pictures] for pictures in pending)
+        if errors:
+            raise errors[0]
 
     def _launch(self, matte: DeviceMatte) -> list[_Pending]:
         """Ask the device for the pictures of a matte, and do not wait for them."""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from vidmatte.backends import Backend, DeviceBackend, choose_device, open_backend, usable_cores
-from vidmatte.compute.batches import in_batches
+from vidmatte.compute.batches import in_batches, until_error
 from vidmatte.compute.cpu.composite import own_alpha
 from vidmatte.compute.cpu.conform import Conformer
 from vidmatte.compute.cpu.prepare import Preparer
 from vidmatte.compute.cpu.refine import refine, upsample
 from vidmatte.compute.cpu.temporal import TemporalFilter
-from vidmatte.errors import BackendError, CancelledError
+from vidmatte.errors import BackendError
 from vidmatte.frames import Frame, Layout, Matte, VideoInfo, plane_views
 from vidmatte.models.registry import Model, resolve_model
 from vidmatte.models.table import multiply_adds, network_size
@@ -223,7 +223,8 @@ class Matting:
         An error at frame N, of `frames`, while it is made ready or in the network, passes through
         after exactly N answers.
         """
-        for batch in in_batches(self._prepared(frames), self._backend.batch):
+        errors: list[Exception] = []
+        for batch in in_batches(until_error(self._prepared(frames), errors), self._backend.batch):
             try:
                 answers = self._answer(batch)
             except Exception:
@@ -232,6 +233,8 @@ class Matting:
                         yield from self._answer([single])
                 raise
             yield from answers
+        if errors:
+            raise errors[0]
 
     def _answer(self, batch: list[_Prepared]) -> Iterator[Inference]:
         """Run the network over a batch at once; look at its answers as they are taken."""
@@ -257,16 +260,13 @@ class Matting:
 
     def finish(self, inferences: Iterator[Inference]) -> Iterator[Matte]:
         """Yield the mattes: the second half, which looks ahead and flushes before an error."""
-        try:
-            for inference in inferences:
-                self._held.append(inference.frame)
-                yield from self._emit(self._steady(inference))
-        except (CancelledError, GeneratorExit):
-            raise
-        except BaseException:
-            yield from self._flush()
-            raise
+        errors: list[Exception] = []
+        for inference in until_error(inferences, errors):
+            self._held.append(inference.frame)
+            yield from self._emit(self._steady(inference))
         yield from self._flush()
+        if errors:
+            raise errors[0]
 
     def _steady(self, inference: Inference) -> list[Probability]:
         if self._temporal is None:

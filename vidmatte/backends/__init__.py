@@ -106,6 +106,14 @@ def module(name: str) -> BackendModule:
     return found
 
 
+def out_of_memory(device: torch.device) -> BackendError:
+    """Return the error of a GPU that cannot hold a single picture's work."""
+    return BackendError(
+        f"{device} is out of memory",
+        hint="close what else uses the GPU, choose --model live, or --device cpu",
+    )
+
+
 def usable_cores() -> int:
     """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

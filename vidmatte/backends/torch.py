@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from vidmatte.backends import Precision, Request
+from vidmatte.backends import Precision, Request, out_of_memory
 from vidmatte.errors import BackendError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ PRECISIONS: dict[str, tuple[Precision, ...]] = {
 }
 _AUTO_PRECISION: dict[str, Precision] = {"cpu": "f32", "cuda": "f16"}
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-_MEMORY_HINT = "close what else uses the GPU, choose --model live, or --device cpu"
 _FAILED_HINT = "check the driver and nvidia-smi, or use --device cpu"
 
 
@@ -133,7 +132,7 @@ class TorchBackend:
     def _halve_batch(self, exc: Exception) -> None:
         self._forward.forget()
         if self.batch == 1:
-            raise BackendError(f"{self.device} is out of memory", hint=_MEMORY_HINT) from exc
+            raise out_of_memory(self.device) from exc
         self.batch //= 2
         log.warning("%s is out of memory: the batch is now %d", self.device, self.batch)
 

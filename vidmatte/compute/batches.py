@@ -1,8 +1,9 @@
-"""Group frames for the network."""
+"""Take frames in groups, and up to an error."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import TypeVar
 
 from vidmatte.errors import CancelledError
@@ -10,20 +11,21 @@ from vidmatte.errors import CancelledError
 T = TypeVar("T")
 
 
-def in_batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    """Group items; what was gathered before an error is yielded before the error."""
-    batch: list[T] = []
+def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Group items by `size`; the last group may be smaller."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def until_error(items: Iterable[T], errors: list[Exception]) -> Iterator[T]:
+    """Yield items up to an error, which is put into `errors` for the caller to raise behind them.
+
+    A cancelled run passes through at once.
+    """
     try:
-        for item in items:
-            batch.append(item)
-            if len(batch) == size:
-                yield batch
-                batch = []
+        yield from items
     except CancelledError:
         raise
-    except Exception:
-        if batch:
-            yield batch
-        raise
-    if batch:
-        yield batch
+    except Exception as error:  # noqa: BLE001 - the caller raises it when it has done its work
+        errors.append(error)

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from vidmatte.compute.batches import in_batches
+from vidmatte.backends import out_of_memory
+from vidmatte.compute.batches import in_batches, until_error
 from vidmatte.compute.cpu.conform import Conformer
 from vidmatte.compute.cuda.composite import own_alpha
 from vidmatte.compute.cuda.prepare import Preparer
 from vidmatte.compute.cuda.refine import Refiner
 from vidmatte.compute.cuda.temporal import TemporalFilter
 from vidmatte.compute.cuda.transfer import Download, Lane, upload, upload_picture, wait
-from vidmatte.errors import BackendError, CancelledError
+from vidmatte.errors import BackendError
 from vidmatte.frames import Matte
 from vidmatte.graphs import DEVICE_WIDE, Graphed
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from vidmatte.models.table import Curve
 
 BATCHES_IN_FLIGHT = 2  # asked of the device before the host waits for the first of them
+# Pixels of the pictures that are refined at once: eight of 1080p, 67 MB for each map of floats.
+_TOGETHER_PX = 8 * 1920 * 1088
 
 
 class DeviceInference(NamedTuple):
@@ -101,6 +104,8 @@ class DeviceMatting:
             TemporalFilter(lookahead=lookahead, device=self.device) if temporal else None
         )
         self._held: deque[DeviceInference] = deque()
+        fitting = _TOGETHER_PX // (info.width * info.height)
+        self._together = max(1, min(backend.batch, fitting))
         if self.device.type == "cuda":
             with DEVICE_WIDE:  # constants are made on the default stream
                 torch.cuda.synchronize(self.device)
@@ -131,30 +136,24 @@ class DeviceMatting:
     def infer(self, frames: Iterator[Frame]) -> Iterator[DeviceInference]:
         """Yield each frame with the network's answer; the first half, for a thread of its own."""
         flights: deque[_Flight] = deque()
-        error: Exception | None = None
-        batches = in_batches(map(self.conformer.conform, frames), self._backend.batch)
-        while True:
-            batch: list[Frame] = []
+        errors: list[Exception] = []
+        conformed = until_error(map(self.conformer.conform, frames), errors)
+        failed: list[Frame] = []
+        for batch in in_batches(conformed, self._backend.batch):
             try:
-                batch = next(batches, [])
-                if not batch:
-                    break
                 flights.append(self._launch(batch))
-            except CancelledError:
-                raise
             except Exception as exc:  # noqa: BLE001 - raised below, behind what came before it
-                error = exc
+                errors, failed = [exc], batch
                 break
             if len(flights) >= BATCHES_IN_FLIGHT:
                 yield from self._land(flights.popleft())
         while flights:
             yield from self._land(flights.popleft())
-        if error is None:
-            return
-        if len(batch) > 1:  # which of them it was is known one by one
-            for frame in batch:
+        if len(failed) > 1:  # which of them it was is known one by one
+            for frame in failed:
                 yield from self._land(self._launch([frame]))
-        raise error
+        if errors:
+            raise errors[0]
 
     def _launch(self, frames: list[Frame]) -> _Flight:
         """Ask the device for a batch of answers, and do not wait for them."""
@@ -187,23 +186,23 @@ class DeviceMatting:
 
     def finish(self, inferences: Iterator[DeviceInference]) -> Iterator[DeviceMatte]:
         """Yield the mattes: the second half, which looks ahead and flushes before an error."""
-        try:
-            for inference in inferences:
-                self.lane.borrow([*inference.planes, inference.image, inference.probability])
-                self._held.append(inference)
-                yield from self._emit(self._steady(inference))
-        except (CancelledError, GeneratorExit):
-            raise
-        except BaseException:
-            yield from self._flush()
-            raise
+        errors: list[Exception] = []
+        for batch in in_batches(until_error(inferences, errors), self._backend.batch):
+            for item in batch:
+                self.lane.borrow([*item.planes, item.image, item.probability])
+            self._held.extend(batch)
+            yield from self._emit(self._steady(batch))
         yield from self._flush()
+        if errors:
+            raise errors[0]
 
-    def _steady(self, inference: DeviceInference) -> list[Tensor]:
+    def _steady(self, batch: list[DeviceInference]) -> list[Tensor]:
         if self._temporal is None:
-            return [inference.probability]
+            return [item.probability for item in batch]
         with self.lane:
-            return self._temporal.push(inference.probability, inference.image)
+            probabilities = torch.stack([item.probability for item in batch])
+            images = torch.stack([item.image for item in batch])
+            return self._temporal.push_batch(probabilities, images)
 
     def _flush(self) -> Iterator[DeviceMatte]:
         if self._temporal is not None:
@@ -212,17 +211,41 @@ class DeviceMatting:
             yield from self._emit(rest)
 
     def _emit(self, steady: Sequence[Tensor]) -> Iterator[DeviceMatte]:
-        for probability in steady:
-            inference = self._held.popleft()
-            yield DeviceMatte(
-                inference.frame, inference.planes, self._finished(inference, probability)
-            )
+        """Finish steady maps, as many at once as memory allows."""
+        rest = list(steady)
+        while rest:
+            group, rest = rest[: self._together], rest[self._together :]
+            items = [self._held.popleft() for _ in group]
+            try:
+                alphas = self._finished(items, group)
+            except torch.OutOfMemoryError as exc:
+                self._alpha.forget()
+                if self._together == 1:
+                    raise out_of_memory(self.device) from exc
+                self._together //= 2
+                self._held.extendleft(reversed(items))
+                rest = group + rest
+                continue
+            for item, alpha in zip(items, alphas, strict=True):
+                yield DeviceMatte(item.frame, item.planes, alpha)
 
-    def _finished(self, inference: DeviceInference, probability: Tensor) -> Tensor:
+    def _finished(self, items: list[DeviceInference], steady: list[Tensor]) -> list[Tensor]:
+        """Return the alpha of each picture; valid until the next call."""
+        count = len(items)
+        if self.device.type == "cuda":  # one graph serves all
+            items = items + items[-1:] * (self._together - count)
+            steady = steady + steady[-1:] * (self._together - count)
         with self.lane:
-            (alpha,) = self._alpha(probability, *inference.planes)
-            if self._adjust is None:
-                return alpha
-            (edited,) = Download([alpha], self._copy_lane).planes()
-            (alpha,) = upload([self._adjust(edited)], self.device)
-            return own_alpha(inference.planes, alpha, self._layout)
+            planes = [torch.stack(same) for same in zip(*(i.planes for i in items), strict=True)]
+            (alphas,) = self._alpha(torch.stack(steady), *planes)
+            found = list(alphas)[:count]
+            if self._adjust is not None:
+                found = [self._edited(*pair) for pair in zip(items, found, strict=False)]
+            return found
+
+    def _edited(self, item: DeviceInference, alpha: Tensor) -> Tensor:
+        """Let the user's edits, which are made on the host, change an alpha."""
+        assert self._adjust is not None
+        (host,) = Download([alpha], self._copy_lane).planes()
+        (edited,) = upload([self._adjust(host)], self.device)
+        return own_alpha(item.planes, edited, self._layout)

@@ -82,9 +82,9 @@ class Preparer:
         return upright.permute(1, 2, 0).contiguous()
 
     def to_stored(self, probability: Tensor) -> Tensor:
-        """Bring the network's upright (H, W) answer to the stored orientation, contiguous."""
-        turned = torch.rot90(probability, self._orientation.rotate_cw // 90)
-        return (turned.flip(1) if self._orientation.mirror else turned).contiguous()
+        """Bring upright answers (..., h, w) to the stored orientation, contiguous."""
+        turned = torch.rot90(probability, self._orientation.rotate_cw // 90, (-2, -1))
+        return (turned.flip(-1) if self._orientation.mirror else turned).contiguous()
 
 
 class _ToneMap:
