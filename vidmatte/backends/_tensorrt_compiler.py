@@ -27,7 +27,7 @@ import torch
 from vidmatte.backends._tensorrt_key import Environment
 from vidmatte.backends._tensorrt_libraries import import_library
 from vidmatte.errors import BackendError
-from vidmatte.graphs import Graphed
+from vidmatte.graphs import DEVICE_WIDE, Graphed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,7 +115,7 @@ class TensorRTCompiler:
 
     def load(self, data: bytes) -> Engine:
         """Make an engine ready; see Compiler.load."""
-        with _translated("cannot be loaded"), torch.cuda.device(self.device):
+        with _translated("cannot be loaded"), DEVICE_WIDE, torch.cuda.device(self.device):
             return _LoadedEngine(self._tensorrt, data, self.device)
 
 
@@ -177,5 +177,6 @@ class _LoadedEngine:
 
     def close(self) -> None:
         """Free the engine's memory."""
-        self._graphed.forget()
-        self._context = self._engine = None
+        with DEVICE_WIDE:
+            self._graphed.forget()
+            self._context = self._engine = None
