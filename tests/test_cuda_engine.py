@@ -6,6 +6,7 @@ It runs on the CPU here; the same code runs on a GPU.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import decode, digest, fill_picture, make_clip, plane_arrays, run_file, times_of
+from test_hardware import DevicePicture
 
 from vidmatte.backdrop import Backdrop
 from vidmatte.backends import DeviceBackend, Request, null
 from vidmatte.backends import torch as torch_backend
 from vidmatte.compute.cuda.engine import BATCHES_IN_FLIGHT, DeviceMatting
+from vidmatte.device_frames import PLANAR
 from vidmatte.device_renders import DeviceRenders
 from vidmatte.errors import BackendError, InputError
 from vidmatte.frames import Frame, VideoInfo, layout_of
@@ -161,6 +164,35 @@ def test_out_of_memory_while_refining_one_picture_is_an_error(
     monkeypatch.setattr(matting, "_finished", none_fits)
     with pytest.raises(BackendError, match="out of memory"):
         list(matting.process(frames_of(5)))
+
+
+@pytest.mark.parametrize("pix_fmt", PLANAR)
+def test_pictures_that_lie_on_the_device_stay_there(
+    pix_fmt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Semi-planar ones in host memory stand for them: they give the same mattes and pictures."""
+    info = VideoInfo("clip", 64, 48, PLANAR[pix_fmt], Fraction(1, 25), Fraction(25))
+    results = []
+    for is_on_device in (False, True):
+        matting = matting_of(2, info=info)
+        layout = layout_of(info.pix_fmt)
+        assert layout is not None
+        frames = frames_of(5, info)
+        if is_on_device:
+            monkeypatch.setattr(matting.conformer, "conform", None)  # it needs host pictures
+            frames = (replace(f, picture=device_picture(f.picture, pix_fmt)) for f in frames)
+        plan = plan_output(info, ".mkv", "opaque")
+        maker = picture_maker(matting, info, layout, [plan], Backdrop("green"))
+        made = list(maker(matting.finish(matting.infer(frames))))
+        results.append([digest(picture) for (picture,) in made])
+        assert [picture.pts for (picture,) in made] == list(range(5))
+    assert results[0] == results[1]
+
+
+def device_picture(picture: av.VideoFrame, pix_fmt: str) -> Any:
+    semi_planar = picture.reformat(format=pix_fmt, threads=1)
+    semi_planar.pts = picture.pts
+    return DevicePicture(semi_planar)
 
 
 def test_the_host_runs_ahead_by_what_is_said_and_no_more() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import decode, digest, leftovers, make_clip, run_file
 
+from vidmatte import device_frames
 from vidmatte.errors import OutputError, UsageError
 from vidmatte.frames import Colour, Frame, VideoInfo, plane_views
 from vidmatte.runner import EncodingChoice
@@ -47,7 +48,7 @@ def same_as_software(path: Path, decoder: str, **options: Any) -> None:
     times = [(f.index, f.pts, f.duration) for f in frames]
     assert times == [(f.index, f.pts, f.duration) for f in expected]
     for frame, other in zip(frames, expected, strict=True):
-        on_host = decoding.to_host(frame)
+        on_host = device_frames.to_host(frame)
         for own, given in zip(
             plane_views(on_host.picture), plane_views(other.picture), strict=True
         ):
@@ -179,11 +180,11 @@ def semi_planar(pix_fmt: str, seed: int = 0) -> tuple[av.VideoFrame, list[Any]]:
     return picture, [planes[0], planes[1][:, ::2], planes[1][:, 1::2]]
 
 
-@pytest.mark.parametrize(("pix_fmt", "planar"), decoding.PLANAR.items())
+@pytest.mark.parametrize(("pix_fmt", "planar"), device_frames.PLANAR.items())
 def test_planes_of_the_gpu_are_only_reordered(pix_fmt: str, planar: str) -> None:
     picture, expected = semi_planar(pix_fmt)
     picture.pts, picture.color_range, picture.colorspace = 7, 1, 1
-    result = decoding.in_planes(picture, planar)
+    result = device_frames.in_planes(picture, planar)
     assert (result.format.name, result.pts) == (planar, 7)
     assert (int(result.color_range), int(result.colorspace)) == (1, 1)
     for own, given in zip(plane_views(result), expected, strict=True):
@@ -204,12 +205,13 @@ class DevicePicture:
 @pytest.fixture
 def downloads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a pretended device picture be downloaded."""
-    original = decoding.in_planes
-    monkeypatch.setattr(decoding, "in_planes", lambda p, name: original(p._picture, name))
+    original = device_frames.in_planes
+    for module in (decoding, device_frames):
+        monkeypatch.setattr(module, "in_planes", lambda p, name: original(p._picture, name))
 
 
 @pytest.mark.usefixtures("downloads")
-@pytest.mark.parametrize(("pix_fmt", "planar"), decoding.PLANAR.items())
+@pytest.mark.parametrize(("pix_fmt", "planar"), device_frames.PLANAR.items())
 def test_the_first_picture_must_be_the_same_bit_for_bit(pix_fmt: str, planar: str) -> None:
     picture, _ = semi_planar(pix_fmt)
     host = picture.reformat(format=planar, threads=1)
@@ -228,18 +230,18 @@ def test_the_first_picture_must_be_the_same_bit_for_bit(pix_fmt: str, planar: st
 def test_a_device_frame_can_be_downloaded() -> None:
     picture, expected = semi_planar("p010le")
     device: Any = DevicePicture(picture)
-    frame = decoding.to_host(Frame(device, 3, 9, Fraction(1, 25)))
+    frame = device_frames.to_host(Frame(device, 3, 9, Fraction(1, 25)))
     assert (frame.index, frame.pts, frame.picture.format.name) == (3, 9, "yuv420p10le")
     np.testing.assert_array_equal(plane_views(frame.picture)[2], expected[2])
-    assert decoding.to_host(frame) is frame
+    assert device_frames.to_host(frame) is frame
 
 
-@pytest.mark.parametrize("pix_fmt", decoding.PLANAR)
+@pytest.mark.parametrize("pix_fmt", device_frames.PLANAR)
 def test_torch_sees_the_planes_without_a_copy(pix_fmt: str) -> None:
     import torch
 
     picture, expected = semi_planar(pix_fmt)
-    name, capsules = decoding.device_planes(DevicePicture(picture))  # type: ignore[arg-type]
+    name, capsules = device_frames.device_planes(DevicePicture(picture))  # type: ignore[arg-type]
     luma, chroma = (torch.from_dlpack(capsule) for capsule in capsules)
     assert name == pix_fmt
     assert (tuple(luma.shape), tuple(chroma.shape)) == ((50, 70), (25, 35, 2))
@@ -267,14 +269,14 @@ def test_torch_reads_planes_on_the_gpu(gpu: int, tmp_path: Path) -> None:
     path = make_clip(tmp_path / "s.mp4", 8, (320, 180))
     with FileSource(path, gpu=gpu) as source:
         for frame, host in zip(source, decode(path), strict=True):
-            _, capsules = decoding.device_planes(frame.picture)
+            _, capsules = device_frames.device_planes(frame.picture)
             luma, chroma = (torch.from_dlpack(capsule) for capsule in capsules)
             assert luma.is_cuda
             torch.cuda.synchronize()
             planes = plane_views(host)
             np.testing.assert_array_equal(luma.cpu().numpy(), planes[0])
             np.testing.assert_array_equal(chroma[..., 0].cpu().numpy(), planes[1])
-            assert digest(decoding.to_host(frame).picture) == digest(host)
+            assert digest(device_frames.to_host(frame).picture) == digest(host)
 
 
 HDR10 = {"mastering_display": "G(1,1)B(1,1)R(1,1)WP(1,1)L(1,1)"}
@@ -378,7 +380,7 @@ def test_ten_bits_are_only_reordered_for_nvenc() -> None:
         own[...] = given
     for _ in range(200):
         packed = picture.reformat(format="p010le", threads=4)
-        back = decoding.in_planes(packed, "yuv420p10le")
+        back = device_frames.in_planes(packed, "yuv420p10le")
         for own, given in zip(plane_views(back), planes, strict=True):
             np.testing.assert_array_equal(own, given)
 

@@ -20,7 +20,7 @@ LAYERS = {
     "matting": 3, "renders": 3, "device_renders": 3, "backdrop": 3, "outputs": 3, "sources": 3, "sinks": 3,
     "pipeline": 3, "v4l2": 3, "threads": 3, "sequences": 3, "inputs": 3, "pairs": 3, "results": 3,
     "compute": 4, "backends": 5, "models": 6,
-    "frames": 7, "errors": 7, "ebml": 7, "graphs": 7,
+    "frames": 7, "errors": 7, "ebml": 7, "graphs": 7, "device_frames": 7,
 }  # fmt: skip
 PLUGINS = ("sources", "sinks", "backends")
 FORBIDDEN = {

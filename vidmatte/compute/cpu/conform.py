@@ -37,9 +37,8 @@ class Conformer:
     def conform(self, frame: Frame) -> Frame:
         """Return the frame with a picture in the working layout and size."""
         picture = frame.picture
-        own = layout_of(picture.format.name)
         same_size = (picture.width, picture.height) == (self._info.width, self._info.height)
-        if same_size and own is not None and _same_planes(own, self._layout):
+        if same_size and is_same_layout(picture.format.name, self._layout):
             return frame
         if not same_size:
             self.resized_at_s = self.resized_at_s if self.resized else frame.time_s
@@ -74,5 +73,7 @@ class Conformer:
         return converted
 
 
-def _same_planes(own: Layout, wanted: Layout) -> bool:
-    return replace(own, pix_fmt="") == replace(wanted, pix_fmt="")
+def is_same_layout(pix_fmt: str, wanted: Layout) -> bool:
+    """Whether pictures of `pix_fmt` have the planes of `wanted`, whatever both are called."""
+    own = layout_of(pix_fmt)
+    return own is not None and replace(own, pix_fmt="") == replace(wanted, pix_fmt="")

@@ -11,12 +11,13 @@ import torch
 
 from vidmatte.backends import out_of_memory
 from vidmatte.compute.batches import in_batches, until_error
-from vidmatte.compute.cpu.conform import Conformer
+from vidmatte.compute.cpu.conform import Conformer, is_same_layout
 from vidmatte.compute.cuda.composite import own_alpha
 from vidmatte.compute.cuda.prepare import Preparer
 from vidmatte.compute.cuda.refine import Refiner
 from vidmatte.compute.cuda.temporal import TemporalFilter
 from vidmatte.compute.cuda.transfer import Download, Lane, upload, upload_picture, wait
+from vidmatte.device_frames import PLANAR, is_on_device, to_host
 from vidmatte.errors import BackendError
 from vidmatte.frames import Matte
 from vidmatte.graphs import DEVICE_WIDE, Graphed
@@ -90,6 +91,7 @@ class DeviceMatting:
         self.lane = Lane(self.device)
         """The stream of `finish`, to be entered by who works on its mattes."""
         self._name = info.name
+        self._size = info.width, info.height
         self._backend = backend
         self._adjust = adjust
         self._layout = layout
@@ -137,7 +139,7 @@ class DeviceMatting:
         """Yield each frame with the network's answer; the first half, for a thread of its own."""
         flights: deque[_Flight] = deque()
         errors: list[Exception] = []
-        conformed = until_error(map(self.conformer.conform, frames), errors)
+        conformed = until_error(map(self._conformed, frames), errors)
         failed: list[Frame] = []
         for batch in in_batches(conformed, self._backend.batch):
             try:
@@ -154,6 +156,15 @@ class DeviceMatting:
                 yield from self._land(self._launch([frame]))
         if errors:
             raise errors[0]
+
+    def _conformed(self, frame: Frame) -> Frame:
+        """Return the frame in the working layout and size; where it lies on the GPU it stays."""
+        picture = frame.picture
+        if is_on_device(picture) and (picture.width, picture.height) == self._size:
+            assert picture.sw_format is not None
+            if is_same_layout(PLANAR[picture.sw_format.name], self._layout):
+                return frame
+        return self.conformer.conform(to_host(frame))
 
     def _launch(self, frames: list[Frame]) -> _Flight:
         """Ask the device for a batch of answers, and do not wait for them."""

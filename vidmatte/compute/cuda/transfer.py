@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.utils.dlpack import from_dlpack
 
+from vidmatte.device_frames import device_planes, is_on_device
 from vidmatte.frames import plane_views
 
 if TYPE_CHECKING:
@@ -83,8 +85,36 @@ def upload(planes: Sequence[Samples], device: torch.device) -> tuple[Tensor, ...
 
 
 def upload_picture(picture: av.VideoFrame, device: torch.device) -> tuple[Tensor, ...]:
-    """Bring the planes of a decoder's planar picture to the device; see `upload`."""
-    return upload(plane_views(picture), device)
+    """Bring the planes of a decoder's picture to the device; see `upload`.
+
+    One that lies on a GPU is only re-ordered: its samples never were on the host.
+    """
+    if not is_on_device(picture):
+        return upload(plane_views(picture), device)
+    pix_fmt, capsules = device_planes(picture)
+    luma, chroma = (from_dlpack(capsule) for capsule in capsules)
+    with _borrowed(luma.device):
+        parts = luma, chroma[..., 0], chroma[..., 1]
+        return tuple(_as_planes(part, pix_fmt).to(device, non_blocking=True) for part in parts)
+
+
+def _as_planes(part: Tensor, pix_fmt: str) -> Tensor:
+    """Copy samples out of a semi-planar picture; P010 has its ten bits at the top."""
+    if pix_fmt == "p010le":
+        return (part.to(torch.int32) >> 6).to(torch.uint16)
+    return part.clone(memory_format=torch.contiguous_format)
+
+
+@contextmanager
+def _borrowed(device: torch.device) -> Iterator[None]:
+    """Read what FFmpeg writes on a GPU's default stream, and writes there again afterwards."""
+    if device.type != "cuda":
+        yield
+        return
+    own, theirs = torch.cuda.current_stream(device), torch.cuda.default_stream(device)
+    own.wait_stream(theirs)
+    yield
+    theirs.wait_stream(own)
 
 
 def _unpacked(packed: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
