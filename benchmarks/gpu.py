@@ -284,7 +284,8 @@ def add_shares(document: dict[str, Any], stages: dict[str, Any]) -> None:
             resident_ms = stages["models"][row["model"]]["resident_ms"]
             row["busy"] = resident_ms / frame_ms
             if row["model"] == "live" and (row["source"], row["sink"]) == ("file", "null"):
-                row["overlap"] = (alone_ms + 1000 / document["decode_fps"]) / frame_ms
+                decode_ms = 1000 / document["decode_fps"][row["decoder"]]
+                row["overlap"] = (alone_ms + decode_ms) / frame_ms
 
 
 def compilers(bench: Bench, deadline: Deadline) -> None:

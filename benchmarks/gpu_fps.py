@@ -38,7 +38,7 @@ def measure_device(
     The ceiling is the slowest of decoding, the way up, all work on the device, the way down and
     encoding, each alone at its best: they can all go on at once.
     """
-    info, layout, pictures, decode_ms = decoded(clip)
+    info, layout, pictures, decode_ms = decoded(clip, clock)
     repeat = 200 if clock.is_cuda else 3
     with opened(lambda: chain_of(choice, info, layout, pictures, clock.device, batch)) as chain:
         stages = measure_stages(chain, clock)
@@ -81,10 +81,11 @@ def chain_of(
     )
 
 
-def decoded(clip: Path) -> tuple[VideoInfo, Layout, list[av.VideoFrame], float]:
-    """Return the first pictures in the run's layout, and the ms of decoding one."""
+def decoded(clip: Path, clock: Clock) -> tuple[VideoInfo, Layout, list[av.VideoFrame], float]:
+    """Return the first pictures in the run's layout, and the ms of decoding one as a run does."""
     threads = thread_budget(usable_cores()).decoder
-    with FileSource(clip, threads=threads) as source:
+    gpu = (clock.device.index or 0) if clock.is_cuda else None
+    with FileSource(clip, threads=threads, gpu=gpu) as source:
         start = time.perf_counter()
         count = sum(1 for _ in source)
         spent_s = time.perf_counter() - start
@@ -129,9 +130,9 @@ def watched_run(
     again = ObservedRun(clip, NULL_SINK, choice, encodes=False)
     with FileSource(clip) as source:
         frame = next(iter(source))
-    upload = sum(plane.width * plane.height for plane in frame.picture.planes)
-    upload *= 1 if frame.picture.format.components[0].bits <= 8 else 2
-    facts["device"] = traced(again.observe, clock.device, folder / "trace.json", upload)
+    frame_bytes = sum(plane.width * plane.height for plane in frame.picture.planes)
+    frame_bytes *= 1 if frame.picture.format.components[0].bits <= 8 else 2
+    facts["device"] = traced(again.observe, clock.device, folder / "trace.json", frame_bytes)
     facts["overlap"] = alone_ms * facts["steady_fps"] / 1000
     return facts
 

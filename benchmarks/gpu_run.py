@@ -49,9 +49,13 @@ class Runs:
         self._zoo, self._clip, self._device, self._deadline = zoo, clip, device, deadline
         self._names = names
         self._needs_s = RUN_S * clip.count * clip.size[0] * clip.size[1] / RUN_PIXELS
-        self.decode_fps = decode_fps(clip)
+        self.decode_fps = dict(decode_fps(clip, gpu) for gpu in self._decoders())
         self.rows: list[dict[str, Any]] = []
         self.document = {"decode_fps": self.decode_fps, "frames": clip.count, "runs": self.rows}
+
+    def _decoders(self) -> list[int | None]:
+        """FFmpeg's own, and NVIDIA's of this card, which falls back to the former."""
+        return [None] if self._device.type != "cuda" else [self._device.index or 0, None]
 
     def choice(self, model: str, backend: str) -> MattingChoice:
         return MattingChoice(
@@ -92,7 +96,7 @@ class Runs:
         same = [r for r in self.rows if r["backend"] == "null" and r["sink"] == sink]
         if same and source == "file":
             row["of_null"] = row["steady_fps"] / same[0]["steady_fps"]
-            row["of_decode"] = row["steady_fps"] / self.decode_fps
+            row["of_decode"] = row["steady_fps"] / self.decode_fps[row["decoder"]]
         print(
             f"{self._clip.path.stem:6} {model:7} {backend:6} {source:6} to {sink:5}"
             f" {row['steady_fps']:8.1f} fps, {row.get('of_null', 0):4.0%} of no network,"
@@ -115,7 +119,7 @@ class Runs:
     def traces(self) -> dict[str, Any]:
         """Return per network what the profiler saw on the device, from memory to nothing."""
         width, height = self._clip.size
-        upload = int(PIXEL_BYTES * width * height)
+        frame_bytes = int(PIXEL_BYTES * width * height)
         found = {}
         for name in self._names:
             if self._deadline.allows(f"trace of {name}", needs_s=2 * self._needs_s):
@@ -123,17 +127,20 @@ class Runs:
                 run.limit(TRACED_FRAMES)
                 path = self._clip.path.with_suffix(".json")
                 with self._deadline.guarded(f"trace of {name}"):
-                    found[name] = traced(run.observe, self._device, path, upload)
+                    found[name] = traced(run.observe, self._device, path, frame_bytes)
         return found
 
 
-def decode_fps(clip: Clip) -> float:
-    """Decode the file as a run does and throw the pictures away; the better of two times."""
-    best = float("inf")
+def decode_fps(clip: Clip, gpu: int | None) -> tuple[str, float]:
+    """Decode the file as a run does, throw the pictures away, and return who did it how fast.
+
+    The better of two times.
+    """
+    best, threads = float("inf"), thread_budget(usable_cores()).decoder
     for _ in range(2):
-        with FileSource(clip.path, threads=thread_budget(usable_cores()).decoder) as source:
+        with FileSource(clip.path, threads=threads, gpu=gpu) as source:
             start = time.perf_counter()
             count = sum(1 for _ in source)
             best = min(best, time.perf_counter() - start)
         assert count == clip.count, f"{count} pictures decoded"
-    return clip.count / best
+    return source.decoder_name, clip.count / best

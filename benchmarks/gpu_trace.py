@@ -11,13 +11,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 _DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
-_FILLING = 0.2  # of the uploads; before, graphs are recorded and kernels chosen
+_FILLING = 0.2  # of the frames; before, graphs are recorded and kernels chosen
 
 
-def traced(work: Callable[[], object], device: torch.device, path: Path, upload: int) -> Any:
+def traced(work: Callable[[], object], device: torch.device, path: Path, frame_bytes: int) -> Any:
     """Do `work` under the profiler and return `facts_of` its trace, or None without a GPU.
 
-    `upload` is the size in bytes of what goes up for each frame. `path` is for the trace, which is
+    `frame_bytes` is the size of what comes down for each frame. `path` is for the trace, which is
     removed. Slower than a run that is not watched: ratios hold, speeds do not.
     """
     is_cuda = device.type == "cuda"
@@ -27,24 +27,24 @@ def traced(work: Callable[[], object], device: torch.device, path: Path, upload:
             torch.cuda.synchronize(device)
     watch.export_chrome_trace(str(path))
     try:
-        return facts_of(json.loads(path.read_text("utf-8"))["traceEvents"], upload)
+        return facts_of(json.loads(path.read_text("utf-8"))["traceEvents"], frame_bytes)
     finally:
         path.unlink()
 
 
-def facts_of(events: list[dict[str, Any]], upload: int) -> dict[str, float] | None:
+def facts_of(events: list[dict[str, Any]], frame_bytes: int) -> dict[str, float] | None:
     """Return busy share, and kernels, launched copies and bytes per frame, while frames flow.
 
-    Every frame begins with one copy of `upload` bytes to the device: what lies between a fifth of
-    those and the last is looked at. None if there are none.
+    Every frame ends with one copy of `frame_bytes` to the host: what lies between a fifth of those
+    and the last is looked at. None if there are none.
     """
     work = sorted((e for e in events if e.get("cat") in _DEVICE_WORK), key=lambda e: e["ts"])
-    uploads = [e["ts"] for e in work if _is_up(e) and _bytes(e) == upload]
-    if len(uploads) < 5:
+    ends = [e["ts"] for e in work if "DtoH" in e["name"] and _bytes(e) == frame_bytes]
+    if len(ends) < 5:
         return None
-    first = int(_FILLING * len(uploads))
-    begin, end = uploads[first], uploads[-1]
-    frames = len(uploads) - 1 - first
+    first = int(_FILLING * len(ends))
+    begin, end = ends[first], ends[-1]
+    frames = len(ends) - 1 - first
     inside = [e for e in work if begin <= e["ts"] < end]
     kernels = [e for e in inside if e["cat"] == "kernel"]
     return {
@@ -52,14 +52,10 @@ def facts_of(events: list[dict[str, Any]], upload: int) -> dict[str, float] | No
         "busy_kernels": _covered(kernels, end) / (end - begin),
         "fps": 1e6 * frames / (end - begin),
         "kernels_per_frame": len(kernels) / frames,
-        "to_device_bytes": sum(_bytes(e) for e in inside if _is_up(e)) / frames,
+        "to_device_bytes": sum(_bytes(e) for e in inside if "HtoD" in e["name"]) / frames,
         "to_host_bytes": sum(_bytes(e) for e in inside if "DtoH" in e["name"]) / frames,
         "frames": frames,
     }
-
-
-def _is_up(event: dict[str, Any]) -> bool:
-    return "HtoD" in event["name"]
 
 
 def _bytes(event: dict[str, Any]) -> int:

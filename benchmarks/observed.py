@@ -85,6 +85,7 @@ class ObservedRun(FileRun):
             "steady_fps": (len(left) - 1 - first) / max(left[-1] - left[first], 1e-9),
             "first_picture_s": left[0] - self.started,
             "most_in_flight": self._most_in_flight(),
+            "decoder": getattr(self._source, "decoder_name", ""),
             "latency": self.latency_ms(),
         }
 

@@ -238,9 +238,9 @@ def test_a_trace_tells_busy_time_kernels_and_bytes_of_the_steady_part() -> None:
             _event("kernel", "three", start + 50, 20),
             _event("gpu_memcpy", "Memcpy DtoH (Device -> Pinned)", start + 90, 5, 2500),
         ]
-    facts = facts_of(events, 3000)
+    facts = facts_of(events, 2500)
     assert facts is not None
-    assert facts["frames"] == 7, "from the third upload to the last"
+    assert facts["frames"] == 7, "from the third download to the last"
     assert facts["busy"] == pytest.approx(0.75)
     assert facts["busy_kernels"] == pytest.approx(0.60)
     assert facts["kernels_per_frame"] == 3
