@@ -99,6 +99,8 @@ class Bench:
 def main() -> int:
     options = parse_options()
     device = torch.device("cuda:0" if options.device == "cuda" else options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("error: torch sees no NVIDIA GPU\nhint: --device cpu --rehearse")
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         seconds, most = (0.01, 2) if options.rehearse else (0.4, 200)
@@ -162,6 +164,8 @@ def run_part(
 def save(bench: Bench) -> None:
     card = str(bench.document["card"]["device"])
     name = re.sub(r"[^a-z0-9]+", "_", card.lower()).strip("_")
+    if bench.small:
+        name = f"rehearsal_{name}"  # never in the place of a result
     bench.options.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(bench.document, indent=1, allow_nan=False)
     (bench.options.out / f"{name}.json").write_text(text + "\n", "utf-8")

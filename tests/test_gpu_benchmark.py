@@ -22,6 +22,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 from gpu_clock import Clock, Deadline, OutOfTimeError  # noqa: E402
 from gpu_models import random_tensors, read_safetensors  # noqa: E402
+from gpu_networks import cases  # noqa: E402
 from gpu_roofline import Rates, layer_costs, network_floor, part_bytes  # noqa: E402
 from gpu_trace import facts_of  # noqa: E402
 from gpu_traffic import Counting, traffic  # noqa: E402
@@ -60,7 +61,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert json.loads((folder / "cpu.json").read_text()) == document, "saved as printed"
+    assert json.loads((folder / "rehearsal_cpu.json").read_text()) == document, "saved as printed"
     return document
 
 
@@ -287,3 +288,21 @@ def test_fps_py_tells_the_rows_of_a_device(tmp_path: Path) -> None:
     assert found["host_bytes_per_pixel"] == 3.0
     assert found["run"]["steady_fps"] > 0
     assert found["run"]["device"] is None, "no GPU was traced"
+
+
+def test_without_a_gpu_it_says_so_in_one_line() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    command = [sys.executable, str(BENCHMARKS / "gpu.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == "error: torch sees no NVIDIA GPU"
+
+
+def test_the_most_wanted_networks_come_first_and_every_precision_and_batch_comes() -> None:
+    every = list(cases(("u2net", "u2netp", "live"), small=False))
+    assert (every[0].model, every[0].size, every[0].batch) == ("u2net", (320, 320), 1)
+    assert len(set(every)) == len(every)
+    half = {case.batch for case in every if case.precision == "f16"}
+    assert half == {1, 4, 8, 16, 32}
+    assert {case.batch for case in every if case.precision == "f32"} == {1, 8, 16}
