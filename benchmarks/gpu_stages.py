@@ -16,6 +16,7 @@ from torch import Tensor
 from vidmatte.backdrop import Backdrop
 from vidmatte.backends import open_backend
 from vidmatte.compute.cuda.composite import composite
+from vidmatte.compute.cuda.engine import _TOGETHER_PX as TOGETHER_PX
 from vidmatte.compute.cuda.prepare import Preparer
 from vidmatte.compute.cuda.refine import Refiner
 from vidmatte.compute.cuda.temporal import TemporalFilter
@@ -68,6 +69,7 @@ class Chain:
             layout, info.width, info.height, lo=curve.lo, hi=curve.hi, device=device
         )
         self._refine = Graphed(self._refine_work, device)
+        self.together = max(1, min(batch, TOGETHER_PX // (info.width * info.height)))
         green = Backdrop("green").build(info, layout).constant
         assert green is not None
         self._composite = Graphed(
@@ -77,8 +79,8 @@ class Chain:
         self.planes = [upload_picture(picture, device) for picture in pictures]
         self.images = [torch.stack([self.prepare(i + k) for k in range(batch)]) for i in range(4)]
         self.probabilities = [self.network(image).clone() for image in self.images]
-        self.small = self.probabilities[0][0]
-        self.alphas = [self.refine(i, self.small).clone() for i in range(len(pictures))]
+        one = self.probabilities[0][0]
+        self.alphas = [self.refine(i, [one])[0].clone() for i in range(len(pictures))]
 
     def close(self) -> None:
         self.backend.close()
@@ -99,8 +101,11 @@ class Chain:
     def temporal(self, probabilities: Tensor, images: Tensor) -> list[Tensor]:
         return list(self._temporal.push_batch(probabilities, images))
 
-    def refine(self, i: int, probability: Tensor, planes: Planes | None = None) -> Tensor:
-        return self._refine(probability, *(planes or self.planes_at(i)))[0]
+    def refine(self, i: int, steady: list[Tensor], planes: Planes | None = None) -> Tensor:
+        """Refine some pictures at once, the first of them `i`; return their alphas (N, H, W)."""
+        own = [planes or self.planes_at(i + k) for k in range(len(steady))]
+        stacked = [torch.stack(same) for same in zip(*own, strict=True)]
+        return self._refine(torch.stack(steady), *stacked)[0]
 
     def _refine_work(self, probability: Tensor, *planes: Tensor) -> Planes:
         return (self._refiner.refine(self._preparer.to_stored(probability), planes),)
@@ -117,8 +122,10 @@ class Chain:
         images = torch.stack([self.prepare(first + k) for k in range(self.batch)])
         steady = self.temporal(self.network(images).clone(), images)
         out: Planes = ()
-        for k, probability in enumerate(steady):
-            out = self.composite(first + k, self.refine(first + k, probability))
+        for k in range(0, len(steady), self.together):
+            alphas = self.refine(first + k, steady[k : k + self.together])
+            for n, alpha in enumerate(alphas, first + k):
+                out = self.composite(n, alpha)
         return out
 
     def one_frame(self, i: int) -> None:
@@ -126,9 +133,8 @@ class Chain:
         planes = self.upload(i)
         images = self.prepare(i, planes)[None]
         steady = self.temporal(self.network(images), images)
-        for probability in steady:
-            out = self.composite(i, self.refine(i, probability, planes), planes)
-            self.download(out).planes()
+        (alpha,) = self.refine(i, steady, planes)
+        self.download(self.composite(i, alpha, planes)).planes()
 
 
 @contextmanager
@@ -145,13 +151,14 @@ def measure_stages(chain: Chain, clock: Clock) -> dict[str, dict[str, float]]:
     both are timed by the host's clock, the others by events.
     """
     images, maps = chain.images, chain.probabilities
-    n, batch, many = len(chain.pictures), chain.batch, len(images)
+    n, batch, many, together = len(chain.pictures), chain.batch, len(images), chain.together
+    steady = [list(answer[:together]) for answer in maps]
     out = [tuple(p.clone() for p in chain.planes_at(i)) for i in range(n)]
     works: dict[str, tuple[Callable[[int], object], int]] = {
         "prepare": (lambda i: chain.prepare(i), 1),
         "network": (lambda i: chain.network(images[i % many]), batch),
         "temporal": (lambda i: chain.temporal(maps[i % many], images[i % many]), batch),
-        "refine": (lambda i: chain.refine(i, maps[i % many][0]), 1),
+        "refine": (lambda i: chain.refine(i * together, steady[i % many]), together),
         "composite": (lambda i: chain.composite(i, chain.alphas[i % n]), 1),
     }
     rows = {}

@@ -85,11 +85,12 @@ def stage_traffic(size: tuple[int, int], batch: int, folder: Path) -> dict[str, 
     with opened(
         lambda: Chain(model, info_of(size), layout, pictures, torch.device("cpu"), batch=batch)
     ) as chain:
+        steady = list(chain.probabilities[0][: chain.together])
         works: dict[str, tuple[Callable[[], object], int]] = {
             "prepare": (lambda: chain.prepare(0), 1),
             "network": (lambda: chain.network(chain.images[0]), batch),
             "temporal": (lambda: chain.temporal(chain.probabilities[0], chain.images[0]), batch),
-            "refine": (lambda: chain.refine(0, chain.small), 1),
+            "refine": (lambda: chain.refine(0, steady), chain.together),
             "composite": (lambda: chain.composite(0, chain.alphas[0]), 1),
         }
         found = {}
