@@ -7,8 +7,7 @@ every 4 px, 6 steps of descent from the best start in each of two passes, no ref
 In OpenCV a pass walks along each row of patches, and a patch may start from where the one before
 it ended. Here all descend at once; then each descends again from where its neighbour has ended so
 far, and keeps that where OpenCV would have started there. As many such rounds as a row has patches
-give OpenCV's flow; after `_ROUNDS` a displacement has come that many patches far, twice as far
-where it was found on the way.
+give OpenCV's flow; with fewer, a displacement comes no further along the row than there are rounds.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _FACTORS = (4, 2, 1)  # how much smaller the level is; the first that leaves eno
 _LEVEL_PX = 22  # longer side of the smallest level for which OpenCV takes a quarter of the size
 _PATCH_PX, _STRIDE_PX = 8, 4
 _STEPS = 6
-_ROUNDS = (2, 1)  # in the forward and the backward pass (benchmarks/NOTES.md, On a device)
+_ROUNDS = (4, 3)  # in the forward and the backward pass (benchmarks/NOTES.md, On a device)
 _LEAST_DETERMINANT = 1e-3
 
 
@@ -62,21 +61,14 @@ class Flow:
 
 
 class _Search:
-    """Finds a displacement for each patch of a grid.
-
-    Inside, places and displacements are (x, y) in the units of `grid_sample`: 2 is from the first
-    to the last sample of the level. A patch is (8 * 8) samples, its place that of its first.
-    """
+    """Finds a displacement (x, y) in px for each patch of a grid; a patch is (8 * 8) samples."""
 
     def __init__(self, level: tuple[int, int], device: torch.device) -> None:
-        height, width = level
-        self._half_px = _half_px(level, device)
         rows, columns = (torch.arange(n) * _STRIDE_PX for n in _grid_size(level))
         inner = torch.arange(_PATCH_PX)
-        self._place = _points(columns, rows).to(device) / self._half_px - 1
-        self._within = _points(inner, inner).reshape(-1, 2).to(device) / self._half_px
-        reach = torch.tensor([[1.0 - _PATCH_PX] * 2, [width - 1.0, height - 1.0]]).to(device)
-        self._first, self._last = reach / self._half_px - 1
+        within = _points(inner, inner).reshape(-1, 2)
+        self._unit = _unit(level).to(device)
+        self._places = ((_points(columns, rows)[:, :, None] + within) * _unit(level) - 1).to(device)
         sobel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
         self._sobel = torch.stack((sobel, sobel.T))[:, None].to(device)
         self._adjugate = torch.tensor([[1.0, -1], [-1, 1]]).to(device)
@@ -107,7 +99,7 @@ class _Search:
         determinant = torch.where(is_flat, _LEAST_DETERMINANT, determinant)[..., None, None]
         inverse = hessian.flip(-1, -2) * self._adjugate / determinant
         centred = slopes - slopes.mean(-2, keepdim=True)
-        return centred @ inverse / self._half_px
+        return centred @ inverse
 
     def _walk(self, target: _Target, start: Tensor, rounds: int, *, is_forward: bool) -> Tensor:
         """Descend from each patch's own start, or from its neighbour's end where that looks more
@@ -129,25 +121,28 @@ class _Search:
         The step at which they no longer get more alike is the last one. An end further away than a
         patch is not believed.
         """
-        difference, start_error = self._compare(target, start)
+        difference = self._difference(target, start)
+        start_error = error = _variance(difference)
         found = start - target.step(difference)
-        error, going = start_error, None
-        for _ in range(_STEPS - 1):
-            difference, new_error = self._compare(target, found)
-            step = target.step(difference)
-            found = found - step if going is None else torch.addcmul(found, going, step, value=-1)
-            better = new_error < error
-            going, error = better if going is None else going * better, new_error
-        moved = torch.linalg.vector_norm((found - start) * self._half_px, dim=-1, keepdim=True)
+        going: Tensor | None = None
+        for _ in range(_STEPS - 2):
+            difference = self._difference(target, found)
+            found = _further(found, target.step(difference), going)
+            new_error = _variance(difference)
+            is_better = new_error < error
+            going = is_better if going is None else going * is_better
+            error = new_error
+        found = _further(found, target.step(self._difference(target, found)), going)
+        moved = torch.linalg.vector_norm(found - start, dim=-1, keepdim=True)
         return torch.where(moved <= _PATCH_PX, found, start), start_error
 
-    def _compare(self, target: _Target, displacement: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how patches differ from what is at their displaced places, and the variance."""
-        place = torch.clamp(self._place + displacement, self._first, self._last)
-        places = (place[..., None, :] + self._within).flatten(1, 2)
-        seen = _sample(target.then, places).reshape(target.looks.shape)
-        difference = seen - target.looks
-        return difference, difference.var(-1, correction=0, keepdim=True)
+    def _difference(self, target: _Target, displacement: Tensor) -> Tensor:
+        """Return how what is at the displaced places differs from the patches.
+
+        Places far outside see the edges repeated, as OpenCV's do, which it keeps near.
+        """
+        places = torch.addcmul(self._places, displacement[..., None, :], self._unit)
+        return _sample(target.then, places.flatten(1, 2)).reshape(target.looks.shape) - target.looks
 
 
 class _Target(NamedTuple):
@@ -162,6 +157,15 @@ class _Target(NamedTuple):
         return (difference[..., None, :] @ self.descent)[..., 0, :]
 
 
+def _variance(difference: Tensor) -> Tensor:
+    """How unlike patches are, whatever their means: the mean-normalised squared difference."""
+    return difference.var(-1, correction=0, keepdim=True)
+
+
+def _further(found: Tensor, step: Tensor, going: Tensor | None) -> Tensor:
+    return found - step if going is None else torch.addcmul(found, going, step, value=-1)
+
+
 class _Spread:
     """Makes displacements of patches those of pixels.
 
@@ -171,7 +175,6 @@ class _Spread:
     """
 
     def __init__(self, level: tuple[int, int], device: torch.device) -> None:
-        self._half_px = _half_px(level, device)
         rows, columns = _grid_size(level)
         row, row_counts = _covering(level[0], rows)
         column, column_counts = _covering(level[1], columns)
@@ -180,17 +183,18 @@ class _Spread:
         self._patch = patch.reshape(-1).to(device)
         self._counts = counts.reshape(-1, 4).float().to(device)
         pixels = _points(torch.arange(level[1]), torch.arange(level[0])).reshape(-1, 1, 2)
-        self._pixels = pixels.to(device) / self._half_px - 1
+        self._unit = _unit(level).to(device)
+        self._places = (pixels * _unit(level) - 1).to(device)
         self._level = level
 
     def __call__(self, now: Tensor, then: Tensor, displacement: Tensor) -> Tensor:
-        """Return (N, 2, h, w) in px, of displacements as `_Search` returns them."""
+        """Return (N, 2, h, w) of displacements (N, rows, columns, 2)."""
         each = displacement.flatten(1, 2).index_select(1, self._patch)
         each = each.reshape(len(each), -1, 4, 2)
-        seen = _sample(then[:, None], self._pixels + each)[:, 0]
+        seen = _sample(then[:, None], torch.addcmul(self._places, each, self._unit))[:, 0]
         apart = (seen - now.flatten(1)[..., None]).abs()
         weight = (self._counts / apart.clamp(min=1))[..., None]
-        mean = (each * weight).sum(2) / weight.sum(2) * self._half_px
+        mean = (each * weight).sum(2) / weight.sum(2)
         return mean.transpose(1, 2).reshape(-1, 2, *self._level)
 
 
@@ -215,9 +219,9 @@ def _covering(length: int, count: int) -> tuple[Tensor, Tensor]:
     return torch.stack((first, last), -1), counts
 
 
-def _half_px(level: tuple[int, int], device: torch.device) -> Tensor:
-    """Return the px of 1 in the units of `grid_sample`, (x, y)."""
-    return torch.tensor([(level[1] - 1) / 2, (level[0] - 1) / 2]).to(device)
+def _unit(level: tuple[int, int]) -> Tensor:
+    """Return 1 px in the units of `grid_sample`, (x, y): 2 is from the first to the last sample."""
+    return torch.tensor([2 / (level[1] - 1), 2 / (level[0] - 1)])
 
 
 def _points(columns: Tensor, rows: Tensor) -> Tensor:
