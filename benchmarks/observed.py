@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vidmatte.frames import Frame
+from vidmatte.jobs import RunResult
 from vidmatte.matting import MattingChoice
 from vidmatte.pipeline import Stop
-from vidmatte.runner import FileRun, RunResult
+from vidmatte.runner import FileRun
 
 if TYPE_CHECKING:
     import av

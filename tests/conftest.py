@@ -19,8 +19,9 @@ from cli_here import CliHere
 from numpy.typing import NDArray
 
 from vidmatte.frames import layout_of
+from vidmatte.jobs import Cut, EncodingChoice, RunResult
 from vidmatte.pipeline import Stop
-from vidmatte.runner import Cut, EncodingChoice, FileRun, MattingChoice, RunResult
+from vidmatte.runner import FileRun, MattingChoice
 from vidmatte.sinks.plan import Content
 
 REPOSITORY = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from conftest import decode, fill_picture, make_clip, run_file
 
 from vidmatte import ebml
 from vidmatte.frames import Orientation, VideoInfo
-from vidmatte.runner import EncodingChoice
+from vidmatte.jobs import EncodingChoice
 from vidmatte.sinks.file import FileSink, Muxing
 from vidmatte.sinks.plan import Content, plan_output
 

@@ -21,10 +21,11 @@ from vidmatte.cli.console import Console
 from vidmatte.cli.folder import run_plan
 from vidmatte.errors import InputError, ModelError, UsageError
 from vidmatte.frames import VideoInfo
+from vidmatte.jobs import Progress, RunResult
 from vidmatte.matting import MattingChoice, NetworkKeeper
 from vidmatte.outputs import plan_for
 from vidmatte.pipeline import Stop
-from vidmatte.runner import FileRun, Progress, RunResult
+from vidmatte.runner import FileRun
 from vidmatte.sinks.plan import Content
 
 SLOW = ("--backend", "null", "--preset", "veryslow", "--crf", "1")

@@ -13,7 +13,7 @@ from conftest import Cli, leftovers, make_clip
 
 from vidmatte.cli.console import Console, last_line
 from vidmatte.cli.run import TimeType
-from vidmatte.runner import Progress, RunResult
+from vidmatte.jobs import Progress, RunResult
 
 
 @pytest.fixture

@@ -16,11 +16,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import decode, digest, fill_picture, make_clip, plane_arrays, run_file, times_of
+from replayed import Replayed
 from test_hardware import DevicePicture
 
+from vidmatte import device_renders, graphs
 from vidmatte.backdrop import Backdrop
 from vidmatte.backends import DeviceBackend, Request, null
 from vidmatte.backends import torch as torch_backend
+from vidmatte.compute.cuda import engine
+from vidmatte.compute.cuda import temporal as device_temporal
 from vidmatte.compute.cuda.engine import BATCHES_IN_FLIGHT, DeviceMatting
 from vidmatte.device_frames import PLANAR
 from vidmatte.device_renders import DeviceRenders
@@ -193,6 +197,31 @@ def device_picture(picture: av.VideoFrame, pix_fmt: str) -> Any:
     semi_planar = picture.reformat(format=pix_fmt, threads=1)
     semi_planar.pts = picture.pts
     return DevicePicture(semi_planar)
+
+
+@pytest.mark.parametrize("background", ["green", "blur", "picture"])
+def test_nothing_is_read_from_a_graph_after_its_next_call(
+    background: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if background == "picture":
+        background = str(tmp_path / "b.png")
+        av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8)).to_image().save(background)
+    layout = layout_of("yuv420p")
+    assert layout is not None
+    plans = [plan_output(INFO, ".mkv", content) for content in ("opaque", "transparent", "matte")]
+
+    def pictures() -> list[list[str]]:
+        choice = MattingChoice("live", backend="torch", device="cpu")
+        matting = build_matting(INFO, layout, open_network(INFO, choice), choice, temporal=True)
+        matting._backend.batch = 3
+        maker = picture_maker(matting, INFO, layout, plans, Backdrop(background))
+        made = list(maker(matting.finish(matting.infer(frames_of(8)))))
+        return [[digest(picture) for picture in one] for one in made]
+
+    expected = pictures()
+    for module in (engine, device_renders, device_temporal, graphs):
+        monkeypatch.setattr(module, "Graphed", Replayed)
+    assert pictures() == expected
 
 
 def test_the_host_runs_ahead_by_what_is_said_and_no_more() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
+from replayed import Replayed
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,7 +29,6 @@ from vidmatte.compute.cuda.carry import Grey, Linker, carried
 from vidmatte.compute.cuda.flow import Flow
 from vidmatte.compute.cuda.temporal import TemporalFilter, _Stepper
 from vidmatte.evaluation.video_metrics import dtssd
-from vidmatte.graphs import Work
 from vidmatte.models.registry import resolve_model
 from vidmatte.sources.synthetic import Scenario, SyntheticClip
 
@@ -368,26 +368,6 @@ def test_more_lookahead_than_there_is_use_for_is_refused() -> None:
 
 
 # Fit for CUDA graphs
-
-
-class Replayed:
-    """Results stay in the same memory, call after call, as a graph's do; so do inputs."""
-
-    def __init__(self, work: Work, device: torch.device) -> None:
-        self._work = work
-        self._kept: dict[object, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
-
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        key = tuple(x.shape for x in inputs)
-        if key not in self._kept:
-            own = tuple(x.clone() for x in inputs)
-            self._kept[key] = own, tuple(x.clone() for x in self._work(*own))
-        own, results = self._kept[key]
-        for mine, given in zip(own, inputs, strict=True):
-            mine.copy_(given)
-        for mine, given in zip(results, self._work(*own), strict=True):
-            mine.copy_(given)
-        return results
 
 
 @pytest.mark.parametrize("lookahead", [0, 1, 2])

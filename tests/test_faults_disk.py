@@ -14,7 +14,7 @@ import pytest
 from conftest import Cli, leftovers, make_clip, run_file
 from faulty import pictures_in, refusal
 
-from vidmatte.runner import Cut, EncodingChoice
+from vidmatte.jobs import Cut, EncodingChoice
 
 pytestmark = pytest.mark.fault
 

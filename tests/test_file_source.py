@@ -16,7 +16,7 @@ from conftest import decode, digest, leftovers, make_clip, run_file, times_of
 
 from vidmatte.errors import InputError
 from vidmatte.frames import Frame
-from vidmatte.runner import Cut
+from vidmatte.jobs import Cut
 from vidmatte.sources._shared import Timeline, open_descriptor
 from vidmatte.sources.companions import Companions, SideChannel
 from vidmatte.sources.file import FileSource

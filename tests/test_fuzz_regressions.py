@@ -17,9 +17,9 @@ from conftest import Cli, decode, make_clip, run_file, times_of
 from safetensors.numpy import load_file
 
 from vidmatte.errors import InputError, ModelError
+from vidmatte.jobs import Cut
 from vidmatte.models.table import WEIGHTS_FOLDER, Convolution, convolutions, models
 from vidmatte.models.weights import folded
-from vidmatte.runner import Cut
 
 pytestmark = pytest.mark.fault
 

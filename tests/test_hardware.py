@@ -15,7 +15,7 @@ from conftest import decode, digest, leftovers, make_clip, run_file
 from vidmatte import device_frames
 from vidmatte.errors import OutputError, UsageError
 from vidmatte.frames import Colour, Frame, VideoInfo, plane_views
-from vidmatte.runner import EncodingChoice
+from vidmatte.jobs import EncodingChoice
 from vidmatte.sinks import _hardware as encoding
 from vidmatte.sinks.file import FileSink, Muxing
 from vidmatte.sinks.plan import plan_output

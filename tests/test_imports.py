@@ -16,8 +16,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
     "__main__": 0, "cli": 0,
     "__init__": 1, "api": 1, "batch": 1,
-    "runner": 2, "live": 2, "training": 2, "evaluation": 2,
-    "matting": 3, "renders": 3, "device_renders": 3, "backdrop": 3, "outputs": 3, "sources": 3, "sinks": 3,
+    "runner": 2, "jobs": 2, "live": 2, "training": 2, "evaluation": 2,
+    "matting": 3, "renders": 3, "device_renders": 3, "backdrop": 3, "outputs": 3,
+    "sources": 3, "sinks": 3,
     "pipeline": 3, "v4l2": 3, "threads": 3, "sequences": 3, "inputs": 3, "pairs": 3, "results": 3,
     "compute": 4, "backends": 5, "models": 6,
     "frames": 7, "errors": 7, "ebml": 7, "graphs": 7, "device_frames": 7,

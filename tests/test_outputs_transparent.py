@@ -11,7 +11,7 @@ import pytest
 from conftest import decode, run_file
 from numpy.typing import NDArray
 
-from vidmatte.runner import Cut, EncodingChoice
+from vidmatte.jobs import Cut, EncodingChoice
 
 SIZE = 96, 64
 FRAMES = 4

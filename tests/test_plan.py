@@ -13,7 +13,7 @@ from conftest import decode, make_clip, run_file
 
 from vidmatte.errors import UsageError
 from vidmatte.frames import Colour, Orientation, VideoInfo, layout_of
-from vidmatte.runner import EncodingChoice
+from vidmatte.jobs import EncodingChoice
 from vidmatte.sinks._hardware import SENT_AS
 from vidmatte.sinks.plan import (
     ALLOWED,

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from vidmatte.errors import InputError, UsageError
 from vidmatte.frames import layout_of
-from vidmatte.runner import Cut, EncodingChoice
+from vidmatte.jobs import Cut, EncodingChoice
 from vidmatte.sources.file import FileSource
 
 MKV_TICK = Fraction(1, 1000)

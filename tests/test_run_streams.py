@@ -17,7 +17,7 @@ from conftest import (
     times_of,
 )
 
-from vidmatte.runner import Cut, EncodingChoice
+from vidmatte.jobs import Cut, EncodingChoice
 
 MKV_TICK = Fraction(1, 1000)
 

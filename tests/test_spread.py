@@ -21,10 +21,11 @@ from vidmatte.batch import FolderPlan, Start, plan_folder, run_folder
 from vidmatte.cli.console import Console
 from vidmatte.cli.folder import run_plan
 from vidmatte.errors import BackendError, InputError, UsageError
+from vidmatte.jobs import EncodingChoice, Progress, RunResult
 from vidmatte.matting import MattingChoice
 from vidmatte.models.registry import resolve_model
 from vidmatte.pipeline import Stop
-from vidmatte.runner import EncodingChoice, FileRun, Progress, RunResult
+from vidmatte.runner import FileRun
 from vidmatte.sinks.plan import Content
 
 SIZE = (64, 96)

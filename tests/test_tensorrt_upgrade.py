@@ -181,7 +181,7 @@ def test_another_process_builds_and_the_run_goes_over(
     """The real command line in a real process, but for TensorRT; begun as a run begins it."""
     compiler = fake.use(monkeypatch, fake.FakeCompiler())
     monkeypatch.setattr(_tensorrt_build, "command_of", fake.child)
-    backend: Any = tensorrt.open_backend(fake.request(BATCH, wait_engine=True))
+    backend: Any = tensorrt.open_backend(fake.request(BATCH, on_wait=lambda text: None))
     assert isinstance(backend, UpgradingBackend)
     assert compiler.compiled == 0, "it was built here"
     assert run(backend, 2, on_device=False)[1] == ["tensorrt", "tensorrt"]
@@ -228,7 +228,7 @@ def test_a_build_that_left_nothing_is_not_believed(
 ) -> None:
     fake.use(monkeypatch, fake.FakeCompiler())
     monkeypatch.setattr(_tensorrt_build, "command_of", lambda request: ["true"])
-    backend: Any = tensorrt.open_backend(fake.request(BATCH, wait_engine=True))
+    backend: Any = tensorrt.open_backend(fake.request(BATCH, on_wait=lambda text: None))
     assert run(backend, 2, on_device=False)[1] == ["torch", "torch"]
     assert backend.notes == ["TensorRT is not used: its build left no engine that can be trusted"]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vidmatte.api import Matter, mattes, run
     from vidmatte.errors import VidmatteError
     from vidmatte.frames import Frame, Matte, VideoInfo
-    from vidmatte.runner import Progress, RunResult
+    from vidmatte.jobs import Progress, RunResult
 
 __all__ = [
     "Frame",
@@ -38,8 +38,8 @@ _HOMES = {
     "Frame": "frames",
     "Matte": "frames",
     "Matter": "api",
-    "Progress": "runner",
-    "RunResult": "runner",
+    "Progress": "jobs",
+    "RunResult": "jobs",
     "VideoInfo": "frames",
     "VidmatteError": "errors",
     "mattes": "api",

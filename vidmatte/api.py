@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 from vidmatte.frames import Colour, Frame, Matte, VideoInfo
 from vidmatte.inputs import source_of
+from vidmatte.jobs import Cut, EncodingChoice, Progress, RunResult
 from vidmatte.matting import GPU_BATCH, MattingChoice, build_matting, open_network
 from vidmatte.outputs import contents_of
 from vidmatte.pipeline import Stop
 from vidmatte.renders import working_layout
-from vidmatte.runner import Cut, EncodingChoice, FileRun, Progress, RunResult
+from vidmatte.runner import FileRun
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,8 +17,9 @@ from vidmatte.errors import (
     UsageError,
     VidmatteError,
 )
+from vidmatte.jobs import Progress, RunResult
 from vidmatte.pipeline import GRACE_S, Crew, Stop
-from vidmatte.runner import FileRun, Progress, RunResult
+from vidmatte.runner import FileRun
 from vidmatte.sequences import is_sequence
 from vidmatte.sinks.plan import CONTAINERS, PICTURES, Content
 

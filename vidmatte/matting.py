@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from vidmatte.backends import Backend, DeviceBackend, choose_device, open_backend, usable_cores
+from vidmatte.backends._spread import open_spread, parse_devices
 from vidmatte.compute.batches import in_batches, until_error
 from vidmatte.compute.cpu.composite import own_alpha
 from vidmatte.compute.cpu.conform import Conformer
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     Probability = NDArray[np.float32]
     _Prepared = tuple[Frame, NDArray[np.uint8]]
 
+log = logging.getLogger(__name__)
+
 LOOKAHEAD = 1  # frames that a file may look ahead
 GPU_BATCH = 8  # pictures that a file's network gets at once on a GPU
 
@@ -49,6 +53,7 @@ class MattingChoice:
     temporal: bool = True
     refinement: bool = True
     adjust: Callable[[Samples], Samples] | None = None
+    wait_engine: bool = False
 
 
 class Network(NamedTuple):
@@ -60,31 +65,52 @@ class Network(NamedTuple):
 
 def find_model(choice: MattingChoice) -> Model:
     """Find the weights of a choice without loading them. Raises ModelError and BackendError."""
-    device = choose_device(choice.device, choice.backend.partition(":")[0])
-    return resolve_model(choice.model, weights=choice.weights, device=device)
+    return resolve_model(choice.model, weights=choice.weights, device=first_device(choice))
+
+
+def first_device(choice: MattingChoice) -> str:
+    """Return the device of a choice, or the first of several: "cpu", "cuda" or "cuda:N"."""
+    return choose_device(parse_devices(choice.device)[0], choice.backend.partition(":")[0])
 
 
 def open_network(
-    info: VideoInfo, choice: MattingChoice, longer: int = 320, *, gpu_batch: int = 1
+    info: VideoInfo,
+    choice: MattingChoice,
+    longer: int = 320,
+    *,
+    gpu_batch: int = 1,
+    on_wait: Callable[[str], object] = log.info,
 ) -> Network:
     """Find the model's weights and open a backend for pictures of `info`'s shape.
 
-    `longer` is the longer side of the network's picture; on a GPU it gets `gpu_batch` pictures at
-    once. Raises ModelError and BackendError.
+    `longer` is the longer side of the network's picture; each GPU gets `gpu_batch` pictures at
+    once. `on_wait` hears what is done while an engine is waited for (see Request). Raises
+    ModelError and BackendError.
     """
     model = find_model(choice)
-    device = choose_device(choice.device, choice.backend.partition(":")[0])
+    device = first_device(choice)
     width, height = network_size(*info.upright_size, model.row, longer)
-    backend = open_backend(
-        model,
-        size=(height, width),
-        backend=choice.backend,
-        device=choice.device,
-        batch=1 if device == "cpu" or info.is_still else gpu_batch,
-        precision=choice.precision,
-        threads=network_threads(usable_cores(), multiply_adds(model.row.network, width, height)),
-    )
-    return Network(model, backend)
+    threads = network_threads(usable_cores(), multiply_adds(model.row.network, width, height))
+
+    def open_on(device: str) -> Backend:
+        return open_backend(
+            model,
+            size=(height, width),
+            backend=choice.backend,
+            device=device,
+            batch=batch,
+            precision=choice.precision,
+            threads=threads,
+            on_wait=on_wait if choice.wait_engine else None,
+        )
+
+    batch = 1 if device == "cpu" or info.is_still else gpu_batch
+    return Network(model, open_spread(parse_devices(choice.device), open_on))
+
+
+def notes_of(backend: Backend) -> list[str]:
+    """Return what a backend has to tell beyond its description."""
+    return list(getattr(backend, "notes", ()))
 
 
 class NetworkKeeper:
@@ -98,12 +124,14 @@ class NetworkKeeper:
         self._kept: _KeptBackend | None = None
         self._model: Model | None = None
 
-    def open(self, info: VideoInfo, choice: MattingChoice) -> Network:
+    def open(
+        self, info: VideoInfo, choice: MattingChoice, *, on_wait: Callable[[str], object] = log.info
+    ) -> Network:
         """Return the kept network if it fits and is free, else open one and keep that."""
         key = info.upright_size, choice
         if self._kept is None or self._model is None or key != self._key or self._kept.in_use:
             self.close()
-            self._model, backend = open_network(info, choice, gpu_batch=GPU_BATCH)
+            self._model, backend = open_network(info, choice, gpu_batch=GPU_BATCH, on_wait=on_wait)
             self._kept, self._key = _KeptBackend(backend), key
         self._kept.in_use = True
         return Network(self._model, self._kept)
@@ -135,6 +163,11 @@ class _KeptBackend:
     @description.setter
     def description(self, text: str) -> None:
         self.backend.description = text
+
+    @property
+    def notes(self) -> list[str]:
+        """What it has to tell; see `notes_of`."""
+        return notes_of(self.backend)
 
     def close(self) -> None:
         """Give it back."""

@@ -286,8 +286,12 @@ def plan_for(
     codec: str | None,
     crf: int | None,
     preset: str | None,
+    nvenc: bool = False,
 ) -> OutputPlan:
-    """Plan the output `name`; streams without an extension become Matroska."""
+    """Plan the output `name`; streams without an extension become Matroska.
+
+    `nvenc`: see plan_output.
+    """
     path = Path(name)
     suffix = path.suffix
     if name == STDOUT or (not suffix and os.path.exists(path) and not os.path.isfile(path)):
@@ -295,8 +299,9 @@ def plan_for(
     sequence = is_sequence(path)
     try:
         plan = plan_output(
-            info, suffix, content, is_sequence=sequence, codec=codec, crf=crf, preset=preset
-        )
+            info, suffix, content, is_sequence=sequence, codec=codec, crf=crf, preset=preset,
+            nvenc=nvenc,
+        )  # fmt: skip
     except UsageError as exc:  # there may be several outputs
         raise UsageError(f"{name}: {exc}", hint=exc.hint) from exc
     if plan.kind == "picture" and not info.is_still:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from itertools import chain
@@ -13,22 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 from vidmatte.backdrop import Backdrop
 from vidmatte.backends import usable_cores
+from vidmatte.backends._spread import parse_devices
 from vidmatte.compute.cpu._shared import load_cv2
 from vidmatte.compute.cpu.conform import Conformer
-from vidmatte.errors import CancelledError, InputError, OutputError
+from vidmatte.errors import BackendError, CancelledError, InputError, OutputError
 from vidmatte.frames import Frame, Layout
 from vidmatte.inputs import source_of
+from vidmatte.jobs import Cut, EncodingChoice, Progress, RunResult
 from vidmatte.matting import (
     GPU_BATCH,
     MattingChoice,
     Network,
     NetworkKeeper,
     build_matting,
+    first_device,
+    notes_of,
     open_network,
 )
 from vidmatte.outputs import Destination, destination_of, plan_for, refuse_same_file
 from vidmatte.pipeline import Outcome, Pipeline, Stop, supervise
 from vidmatte.renders import picture_maker, working_layout
+from vidmatte.sinks._hardware import has_all_encoders
 from vidmatte.sinks.file import Muxing
 from vidmatte.sinks.plan import Content, OutputPlan
 from vidmatte.sources.companions import Companions, SideChannel
@@ -44,69 +49,6 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 BELIEVABLE_S = 7 * 24 * 3600  # headers that claim more are damaged
-
-
-@dataclass(frozen=True, slots=True)
-class EncodingChoice:
-    """How the outputs are encoded; None means the default of the output's kind."""
-
-    codec: str | None = None
-    crf: int | None = None
-    preset: str | None = None
-    audio: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Which part of the input is used, in seconds of its own time, and how many frames."""
-
-    start_s: float | None = None
-    end_s: float | None = None
-    frames: int | None = None
-
-    @property
-    def length_s(self) -> float | None:
-        """How much of the input's time is used, or None for all."""
-        return None if self.end_s is None else self.end_s - (self.start_s or 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is; `expected_frames` is a guess from the header, or None."""
-
-    frames: int
-    elapsed_s: float
-    expected_frames: int | None
-    frame_rate: Fraction
-
-
-@dataclass(slots=True)
-class RunResult:
-    """What a run did. `warnings` tell of losses, `notes` of choices and changes."""
-
-    frames: int = 0
-    elapsed_s: float = 0.0
-    media_s: float = 0.0
-    device: str = ""
-    model: str = ""
-    outputs: list[str] = field(default_factory=list)
-    kept_parts: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    copied_streams: int = 0
-    stage_share: dict[str, float] = field(default_factory=dict)
-    stopped_by: int | None = None
-    hanging: list[str] = field(default_factory=list)
-
-    @property
-    def fps(self) -> float:
-        """Frames per second over the whole run."""
-        return self.frames / self.elapsed_s if self.elapsed_s else 0.0
-
-    @property
-    def bottleneck(self) -> str:
-        """The stage that was busy for the largest share of the time."""
-        return max(self.stage_share, key=lambda name: self.stage_share[name], default="")
 
 
 @dataclass(slots=True)
@@ -148,6 +90,7 @@ class FileRun:
         self._source_name = source
         self._contents = outputs
         self._matting_choice = matting or MattingChoice()
+        parse_devices(self._matting_choice.device)  # a wrong one is told at once
         self._encoding = encoding or EncodingChoice()
         self._cut = cut or Cut()
         self._strict = strict
@@ -168,6 +111,9 @@ class FileRun:
         self._destinations = {n: destination_of(n, overwrite=overwrite) for n in outputs}
         self._outputs: list[_Output] = []
         self._matting: Matting | DeviceMatting | None = None
+        self._network: Network | None = None
+        self._gpu: int | None = None
+        self._waiting_for = ""
         self._layout: Layout
         self._last_s = 0.0
         self._is_complete = False
@@ -181,6 +127,7 @@ class FileRun:
         When asked to stop, parts that play are kept and named in the result.
         """
         resources = contextlib.ExitStack()
+        self._stop = stop
         try:
             supervise(lambda: self._open_or_tidy(resources), stop)
         except CancelledError:
@@ -228,12 +175,14 @@ class FileRun:
 
     def _open(self, resources: contextlib.ExitStack) -> None:
         """Open source, background and sinks; on a worker thread, since opening may block."""
+        self._choose_gpu()
         resources.enter_context(self._source)
         self._backdrop.check()
         self._info = self._source.info
         if self._cut.frames == 1:
             self._info = replace(self._info, is_still=True)
         plans: dict[str, OutputPlan] = {}
+        encodes_here = self._gpu is not None and has_all_encoders(self._gpu)
         for name, content in self._contents.items():
             is_main = not plans and content != "matte"
             chosen = self._encoding if is_main else EncodingChoice()
@@ -244,11 +193,27 @@ class FileRun:
                 codec=chosen.codec,
                 crf=chosen.crf,
                 preset=chosen.preset,
+                nvenc=encodes_here,
             )
         self._open_companions(resources, plans)
         self._name_lost_sound(*next(iter(plans.items())))
         for name, plan in plans.items():
             self._outputs.append(self._open_output(name, plan, main=not self._outputs))
+
+    def _choose_gpu(self) -> None:
+        """Where the network runs on a GPU, let that decode and encode too, if it can.
+
+        It hides damage within pictures, so that it does not decode where --strict asks for none.
+        """
+        try:
+            device = first_device(self._matting_choice)
+        except BackendError:
+            return  # told when the network is opened, after what is wrong with the files
+        if device == "cpu":
+            return
+        self._gpu = int(device.partition(":")[2] or 0)
+        if isinstance(self._source, FileSource) and not self._strict:
+            self._source.gpu = self._gpu
 
     def _open_companions(
         self, resources: contextlib.ExitStack, plans: dict[str, OutputPlan]
@@ -281,6 +246,7 @@ class FileRun:
                 audio=self._encoding.audio,
                 video_metadata=self._source.video_metadata,
                 threads=self._budget.encoder,
+                gpu=self._gpu,
             ),
         )
         if destination.kept_aside is not None:
@@ -317,7 +283,9 @@ class FileRun:
             rate = float(info.frame_rate)
             end = min(count / rate, cut.end_s if cut.end_s is not None else count / rate)
             count = max(0, round((end - (cut.start_s or 0.0)) * rate))
-        return Progress(pipeline.done, pipeline.elapsed_s, count, info.frame_rate)
+        return Progress(
+            pipeline.done, pipeline.elapsed_s, count, info.frame_rate, self._waiting_for
+        )
 
     def _frames(self) -> Iterator[Frame]:
         for frame in self._source:
@@ -347,12 +315,18 @@ class FileRun:
     def _open_matting(self, layout: Layout) -> Matting | DeviceMatting:
         """Load the model, report what was chosen, and build the matting."""
         choice = self._matting_choice
-        network = self._open_network(self._info, choice)
+        network = self._network = self._open_network(self._info, choice, on_wait=self._wait)
         try:
             return self._build_matting(layout, network)
         except BaseException:
             network.backend.close()  # or a keeper would take it for one in use
             raise
+
+    def _wait(self, what: str) -> None:
+        """Let the user see what is waited for, and stop it."""
+        self._waiting_for = what
+        if self._stop.requested:
+            raise CancelledError("stopped")
 
     def _build_matting(self, layout: Layout, network: Network) -> Matting | DeviceMatting:
         choice, model = self._matting_choice, network.model
@@ -429,6 +403,11 @@ class FileRun:
             result.copied_streams += output.sink.report.copied
         if self._matting is not None:
             self._report_changes(self._matting.conformer)
+        if self._network is not None:  # another engine may have taken over on the way
+            result.device = self._network.backend.description
+            result.notes += notes_of(self._network.backend)
+        result.decoder = source.decoder_name if isinstance(source, FileSource) else ""
+        result.encoders = [output.plan.codec for output in self._outputs]
         if self._side is not None and self._side.dropped:
             result.warnings.append(f"{self._side.dropped} packets of sound could not wait; dropped")
 

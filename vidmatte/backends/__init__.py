@@ -6,7 +6,7 @@ import importlib
 import os
 import pkgutil
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -64,7 +64,8 @@ class Request:
     """What a backend is asked to open: nothing here may be replaced by something else.
 
     `size` is (height, width). `variant` is what followed the colon in the backend's name.
-    `wait_engine`: open only when the backend's engine, if it compiles one, is built.
+    `on_wait`: open only when the backend's engine, if it compiles one, is built, and call this with
+    what is being done meanwhile; what it raises ends the waiting. None: begin without.
     """
 
     model: Model
@@ -74,7 +75,7 @@ class Request:
     precision: Precision
     threads: int
     variant: str = ""
-    wait_engine: bool = False
+    on_wait: Callable[[str], object] | None = None
 
 
 class BackendModule(Protocol):
@@ -130,14 +131,15 @@ def open_backend(
     batch: int = 1,
     precision: Precision = "auto",
     threads: int | None = None,
-    wait_engine: bool = False,
+    on_wait: Callable[[str], object] | None = None,
 ) -> Backend:
     """Open a backend for `model` at `size` (height, width).
 
     `backend` is "auto" or a name, with a variant after a colon ("null:disc"); `device` is "auto",
     "cpu", "cuda" or "cuda:N"; `threads` defaults to the cores of this process. What is named is
     used, or a BackendError says why not and what to do; "auto" tells its choice in `description`.
-    `wait_engine` waits for a compiled engine where else another backend would begin.
+    `on_wait` makes it wait for a compiled engine, where else another backend would begin: see
+    Request.
     """
     height, width = size
     step = model.row.multiple_of
@@ -150,7 +152,7 @@ def open_backend(
     name, _, variant = backend.partition(":")
     chosen = choose_device(device, name)
     cores = threads or usable_cores()
-    request = Request(model, chosen, size, batch, precision, cores, variant, wait_engine)
+    request = Request(model, chosen, size, batch, precision, cores, variant, on_wait)
     if name != "auto":
         return _open(name, request)
     opened = _open_first(request)

@@ -90,6 +90,11 @@ class SpreadBackend:
     def description(self, text: str) -> None:
         self._backends[0].description = text.replace(self._also, "")
 
+    @property
+    def notes(self) -> list[str]:
+        """What the backends have to tell."""
+        return [note for backend in self._backends for note in getattr(backend, "notes", ())]
+
     def infer_device(self, image_NHW3: Tensor) -> Tensor:
         """Return the probabilities on the first device; see DeviceBackend.infer_device."""
         import torch

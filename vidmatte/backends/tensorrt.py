@@ -89,6 +89,10 @@ def _upgrading(
         load=lambda: _load(request, compiler, store),
         reject=lambda reason: store.reject(key, reason),
     )
-    if request.wait_engine:
-        upgrading.wait(log.debug)
+    if request.on_wait is not None:
+        try:
+            upgrading.wait(request.on_wait)
+        except BaseException:
+            upgrading.close()
+            raise
     return upgrading

@@ -17,8 +17,8 @@ from vidmatte.cli.failures import hint_of, notes_of, tell
 from vidmatte.errors import VidmatteError, printable
 
 if TYPE_CHECKING:
+    from vidmatte.jobs import Progress, RunResult
     from vidmatte.pipeline import Stop
-    from vidmatte.runner import Progress, RunResult
 
 PLAIN_INTERVAL_S = 5.0  # between progress lines where there is no terminal
 
@@ -51,13 +51,14 @@ class Console:
 
     def progress(self, progress: Progress) -> None:
         """Show how far the run is: in place on a terminal, else as a line now and then."""
-        if self._quiet or progress.frames == 0:
+        if self._quiet or not (progress.frames or progress.waiting_for):
             return
         if not self._terminal:
             if time.monotonic() - self._shown_at < PLAIN_INTERVAL_S:
                 return
             self._shown_at = time.monotonic()
-        self.overwrite(f"{self.label}{_progress_line(progress, self.noun)}")
+        line = _progress_line(progress, self.noun) if progress.frames else progress.waiting_for
+        self.overwrite(f"{self.label}{line}")
 
     def overwrite(self, line: str) -> None:
         """Print a line over the last such line on a terminal, elsewhere below it."""
@@ -153,9 +154,16 @@ def last_line(result: RunResult) -> str:
     share = result.stage_share.get(result.bottleneck, 0.0)
     return (
         f"{names}: {frames} in {result.elapsed_s:.1f} s, {result.fps:.1f} fps"
-        f"{copied}; {result.model} with {result.device}; "
+        f"{copied}; {result.model} with {result.device}{_hardware(result)}; "
         f"busiest: {result.bottleneck} ({share:.0%} of the time)"
     )
+
+
+def _hardware(result: RunResult) -> str:
+    """Name decoder and encoders where the GPU may have been used for them."""
+    if "cuda" not in result.device:
+        return ""
+    return f"; {result.decoder} in, {', '.join(dict.fromkeys(result.encoders))} out"
 
 
 def as_document(result: RunResult, source: str) -> dict[str, object]:
@@ -169,6 +177,8 @@ def as_document(result: RunResult, source: str) -> dict[str, object]:
         "fps": round(result.fps, 2),
         "model": result.model,
         "device": result.device,
+        "decoder": result.decoder,
+        "encoders": result.encoders,
         "copied_streams": result.copied_streams,
         "stage_share": {name: round(share, 3) for name, share in result.stage_share.items()},
         "bottleneck": result.bottleneck,

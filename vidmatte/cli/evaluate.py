@@ -161,7 +161,7 @@ def _scored(
     predictors: Sequence[Predictor], pairs: Sequence[Pair], console: Console, stop: Stop
 ) -> list[Scores]:
     from vidmatte.evaluation.saliency import score
-    from vidmatte.runner import Progress
+    from vidmatte.jobs import Progress
 
     console.noun = "picture"
     show = Ticker(console, stop)

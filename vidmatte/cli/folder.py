@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from vidmatte.batch import FolderPlan, JobOutcome, Start, run_folder
-from vidmatte.runner import Progress
+from vidmatte.jobs import Progress
 
 if TYPE_CHECKING:
     from vidmatte.cli.console import Console

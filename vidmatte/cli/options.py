@@ -20,9 +20,17 @@ _NETWORK = (
     click.option(
         "--weights", type=click.Path(path_type=Path), metavar="FILE", help="Your own weights file."
     ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     click.option(
-        "--backend", default="auto", show_default=True, help="auto, openvino, torch, null."
+        "--device",
+        default="auto",
+        show_default=True,
+        help="auto, cpu, cuda, cuda:N, or several GPUs: cuda:0,1 or cuda:all.",
+    ),
+    click.option(
+        "--backend",
+        default="auto",
+        show_default=True,
+        help="auto, openvino, tensorrt, torch, null.",
     ),
     click.option(
         "--precision",

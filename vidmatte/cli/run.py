@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +18,9 @@ from vidmatte.errors import UsageError
 
 if TYPE_CHECKING:
     from vidmatte.backends import Precision
-    from vidmatte.batch import FolderPlan
+    from vidmatte.batch import FolderPlan, Start
     from vidmatte.frames import Samples
-    from vidmatte.runner import Cut, FileRun
-    from vidmatte.sinks.plan import Content
+    from vidmatte.jobs import Cut
 
 TRANSPARENT = "transparent"
 
@@ -92,6 +93,11 @@ class RateType(click.ParamType[Fraction]):
     help="Also write the foreground, transparent, old background colour removed.",
 )
 @network_options
+@click.option(
+    "--wait-engine",
+    is_flag=True,
+    help="Wait for TensorRT's engine to be built, instead of beginning with PyTorch.",
+)
 @click.option("--codec", metavar="NAME", help="Video codec: h264, hevc, prores, qtrle, ffv1, vp9 …")
 @click.option("--crf", type=click.IntRange(0, 63), help="Quality; lower is better. Default: 18.")
 @click.option("--preset", metavar="NAME", help="Encoder preset. Default: veryfast.")
@@ -139,6 +145,7 @@ def run(
     device: str,
     backend: str,
     precision: Precision,
+    wait_engine: bool,
     codec: str | None,
     crf: int | None,
     preset: str | None,
@@ -173,9 +180,11 @@ def run(
 
     stop = Stop()
     watch_signals(stop)  # before the imports that take time
+    from vidmatte.backends._spread import parse_devices
+    from vidmatte.jobs import EncodingChoice
     from vidmatte.matting import MattingChoice, NetworkKeeper
     from vidmatte.outputs import contents_of
-    from vidmatte.runner import EncodingChoice, FileRun
+    from vidmatte.runner import FileRun
 
     console = Console(quiet=quiet or as_json, as_json=as_json)
     cut = _cut(start, end, frame)
@@ -184,29 +193,28 @@ def run(
         temporal=not no_temporal,
         refinement=not no_refine,
         adjust=_adjustment(threshold, grow, feather, largest_subject=largest_subject),
+        wait_engine=wait_engine,
     )  # fmt: skip
     encoding = EncodingChoice(codec, crf, preset, audio=not no_audio)
 
-    networks = NetworkKeeper()
-
-    def start_run(source: str, outputs: dict[str, Content]) -> FileRun:
-        return FileRun(
-            source,
-            outputs,
+    def start_on(device: str) -> Start:
+        return partial(
+            FileRun,
             background=background if background not in (None, TRANSPARENT) else "green",
             fit=fit,
-            matting=matting,
+            matting=replace(matting, device=device),
             encoding=encoding,
             cut=cut,
             rate=rate,
             max_pixels=max_size,
             overwrite=overwrite,
             strict=strict,
-            networks=networks,
+            networks=NetworkKeeper(),
         )
 
     if not os.path.isdir(source):
-        job = start_run(source, contents_of(output, alpha_file, foreground_file, background))
+        contents = contents_of(output, alpha_file, foreground_file, background)
+        job = start_on(device)(source, contents)
         return console.show(job.run(stop, console.progress), source)
     if alpha_file is not None or foreground_file is not None or rate is not None:
         raise UsageError(
@@ -218,7 +226,8 @@ def run(
     plan = _folder_plan(
         source, output, background, fit, one_picture=frame is not None, overwrite=overwrite
     )
-    return run_plan(plan, start_run, stop, console)
+    first, *more = [start_on(name) for name in parse_devices(device)]
+    return run_plan(plan, first, stop, console, more=more)
 
 
 def _folder_plan(
@@ -245,7 +254,7 @@ def _folder_plan(
 
 
 def _cut(start: float | None, end: float | None, frame: float | None) -> Cut:
-    from vidmatte.runner import Cut
+    from vidmatte.jobs import Cut
 
     if frame is not None:
         if start is not None or end is not None:

@@ -10,8 +10,8 @@ import click
 
 if TYPE_CHECKING:
     from vidmatte.cli.console import Console
+    from vidmatte.jobs import Progress
     from vidmatte.pipeline import Stop
-    from vidmatte.runner import Progress
 
 SHOWN_EVERY_S = 0.2
 

@@ -203,7 +203,7 @@ def _session(job: Job, console: Console, stop: Stop) -> Session:
 
 
 def _packing(console: Console, stop: Stop) -> Told:
-    from vidmatte.runner import Progress
+    from vidmatte.jobs import Progress
 
     show = Ticker(console, stop)
     console.noun = "picture"
@@ -218,7 +218,7 @@ def _packing(console: Console, stop: Stop) -> Told:
 
 
 def _run(session: Session, console: Console, stop: Stop) -> bool:
-    from vidmatte.runner import Progress
+    from vidmatte.jobs import Progress
 
     show = Ticker(console)  # the session itself stops, between two steps
     began, first = time.monotonic(), session.trainer.step

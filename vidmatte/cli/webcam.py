@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import av
 
     from vidmatte.backends import Precision
+    from vidmatte.backends._spread import parse_devices
     from vidmatte.cli.keys import Bindings, TerminalKeys
     from vidmatte.cli.status import LiveConsole
     from vidmatte.live.contracts import OpenOutput
@@ -177,6 +178,8 @@ def webcam(
     rack, recording = _checked_files(
         backgrounds or ("green",), fit, record, camera, overwrite=overwrite
     )
+    if len(parse_devices(device)) > 1:
+        raise UsageError(f"--device {device}: a camera needs one", hint="name one, like cuda:0")
     matting = MattingChoice(model, weights, backend, device, precision)
     find_model(matting)  # a wrong name is told before a camera is waited for
     wanted = LiveChoice(

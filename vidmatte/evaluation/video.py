@@ -17,7 +17,7 @@ import numpy as np
 from vidmatte.errors import InputError
 from vidmatte.evaluation.reading import MatteReader, open_mattes
 from vidmatte.evaluation.video_metrics import METRICS, Comparison, Metric
-from vidmatte.runner import Progress
+from vidmatte.jobs import Progress
 from vidmatte.sources.images import ImageSequenceSource
 
 if TYPE_CHECKING:

@@ -45,6 +45,11 @@ def nvenc_options(
     return options | {"rc": "vbr", "cq": str(quality), "b": "0"}
 
 
+def has_all_encoders(gpu: int) -> bool:
+    """Whether a GPU encodes both H.264 and HEVC, so that either may be planned for it."""
+    return all(has_nvenc(encoder, gpu) for encoder in FORMATS)
+
+
 @lru_cache(maxsize=32)
 def has_nvenc(encoder: str, gpu: int | None = None) -> bool:
     """Whether GPU number `gpu` (None: any) encodes with `encoder` ("h264_nvenc", "hevc_nvenc").

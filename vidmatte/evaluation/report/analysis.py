@@ -27,10 +27,11 @@ from vidmatte.evaluation.report.series import Series, Times
 from vidmatte.evaluation.report.stills import Developer, Shot, Stills
 from vidmatte.frames import Frame
 from vidmatte.inputs import source_of
+from vidmatte.jobs import Progress
 from vidmatte.outputs import refuse_same_file
 from vidmatte.pipeline import Pipeline, Stop, supervise
 from vidmatte.results import write_result
-from vidmatte.runner import BELIEVABLE_S, Progress
+from vidmatte.runner import BELIEVABLE_S
 from vidmatte.sequences import is_sequence
 from vidmatte.sinks.part import check_target
 
