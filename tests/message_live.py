@@ -29,6 +29,7 @@ WEBCAM = "webcam --backend null --no-control"
 LIVE = {
     "cameras with none": Scenario("cameras", no_devices),
     "webcam onto nothing": Scenario(WEBCAM, no_devices),
+    "webcam on two GPUs": Scenario(f"{WEBCAM} --record o.mp4 --device cuda:0,1", no_devices),
     "webcam of no name": Scenario(f"{WEBCAM} --record o.mp4 --camera Brio", no_devices),
     "webcam of no file": Scenario(f"{WEBCAM} --record o.mp4 --camera none.mp4"),
     "webcam of a text": Scenario(f"{WEBCAM} --record o.mp4 --camera t.mp4"),

@@ -250,6 +250,7 @@ MODELS = {
     "backend unknown": Scenario(f"{RUN} --backend nosuch"),
     "backend null unknown": Scenario(f"{RUN} --backend null:nosuch"),
     "device unknown": Scenario(f"{RUN} --device tpu --backend auto"),
+    "device named twice": Scenario(f"{RUN} --device cuda:0,1,0"),
     "device not of the backend": Scenario(f"{RUN} --device cuda --backend openvino"),
     "precision not of the backend": Scenario(f"{RUN} --precision int8 --backend torch"),
     "no CUDA": Scenario(f"{RUN} --device cuda --backend torch"),

@@ -220,11 +220,12 @@ WITHOUT_HINT = {
 }
 # What no scenario provokes: who does, or what it would take.
 NOT_PROVOKED = {
+    "backends/__init__.py: there is no device {}": "test_backends; commands refuse it before",
+    "backends/__init__.py: {} is out of memory": "test_cuda_engine",
+    "backends/torch.py: {} failed: {}": "a GPU that fails",
     "backdrop.py: unknown fit '{}'": "vidmatte.run only; the command refuses it by itself",
     "backends/__init__.py: {} takes sizes in multiples of {}, not {}x{}": "test_backends",
-    "backends/_spread.py: --device {} names {} twice": "test_spread",
     "backends/_spread.py: backend {} does not run on several devices at once": "test_spread",
-    "backends/_spread.py: there is no device {}": "test_spread",
     "backends/_spread.py: {}: {}": "test_spread",
     "backends/_tensorrt_compiler.py: the TensorRT engine {}: {}": "TensorRT that fails",
     "backends/_tensorrt_engine.py: the TensorRT engine of {} answers wrongly: {}": "test_tensorrt",

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vidmatte.backends import Backend, DeviceBackend, choose_device, open_backend, usable_cores
+from vidmatte.backends import (
+    Backend,
+    DeviceBackend,
+    choose_device,
+    not_a_number,
+    open_backend,
+    usable_cores,
+)
 from vidmatte.backends._spread import open_spread, parse_devices
 from vidmatte.compute.batches import in_batches, until_error
 from vidmatte.compute.cpu.composite import own_alpha
@@ -19,7 +26,6 @@ from vidmatte.compute.cpu.conform import Conformer
 from vidmatte.compute.cpu.prepare import Preparer
 from vidmatte.compute.cpu.refine import refine, upsample
 from vidmatte.compute.cpu.temporal import TemporalFilter
-from vidmatte.errors import BackendError
 from vidmatte.frames import Frame, Layout, Matte, VideoInfo, plane_views
 from vidmatte.models.registry import Model, resolve_model
 from vidmatte.models.table import multiply_adds, network_size
@@ -277,10 +283,7 @@ class Matting:
     def _checked(self, batch: list[_Prepared], answers: Probability) -> Iterator[Inference]:
         for (frame, image), probability in zip(batch, answers, strict=True):
             if not np.isfinite(probability.sum()):
-                raise BackendError(
-                    f"{self._name}: frame {frame.index}: the network returned NaN",
-                    hint="try --precision f32, or other weights",
-                )
+                raise not_a_number(self._name, frame.index)
             yield Inference(frame, image, probability.copy())
 
     def _prepared(self, frames: Iterator[Frame]) -> Iterator[_Prepared]:

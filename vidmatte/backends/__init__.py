@@ -115,6 +115,14 @@ def out_of_memory(device: torch.device) -> BackendError:
     )
 
 
+def not_a_number(name: str, index: int) -> BackendError:
+    """Return the error of a network that has no answer for frame `index` of the source `name`."""
+    return BackendError(
+        f"{name}: frame {index}: the network returned NaN",
+        hint="try --precision f32, or other weights",
+    )
+
+
 def usable_cores() -> int:
     """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

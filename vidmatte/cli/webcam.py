@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import av
 
     from vidmatte.backends import Precision
-    from vidmatte.backends._spread import parse_devices
     from vidmatte.cli.keys import Bindings, TerminalKeys
     from vidmatte.cli.status import LiveConsole
     from vidmatte.live.contracts import OpenOutput
@@ -169,6 +168,7 @@ def webcam(
     """
     is_seen = virtual_cam is not None or record is not None
     _require_somewhere(is_seen or preview)
+    from vidmatte.backends._spread import parse_devices
     from vidmatte.cli.status import LiveConsole
     from vidmatte.live.contracts import LiveChoice
     from vidmatte.live.session import LiveSession

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from vidmatte.backends import out_of_memory
+from vidmatte.backends import not_a_number, out_of_memory
 from vidmatte.compute.batches import in_batches, until_error
 from vidmatte.compute.cpu.conform import Conformer, is_same_layout
 from vidmatte.compute.cuda.composite import own_alpha
@@ -18,7 +18,6 @@ from vidmatte.compute.cuda.refine import Refiner
 from vidmatte.compute.cuda.temporal import TemporalFilter
 from vidmatte.compute.cuda.transfer import Download, Lane, upload, upload_picture, wait
 from vidmatte.device_frames import PLANAR, is_on_device, to_host
-from vidmatte.errors import BackendError
 from vidmatte.frames import Matte
 from vidmatte.graphs import DEVICE_WIDE, Graphed
 
@@ -189,10 +188,7 @@ class DeviceMatting:
         (finite,) = flight.is_finite.planes()
         for item, is_finite in zip(flight.items, finite.tolist(), strict=True):
             if not is_finite:
-                raise BackendError(
-                    f"{self._name}: frame {item.frame.index}: the network returned NaN",
-                    hint="try --precision f32, or other weights",
-                )
+                raise not_a_number(self._name, item.frame.index)
             yield item
 
     def finish(self, inferences: Iterator[DeviceInference]) -> Iterator[DeviceMatte]:
