@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -160,3 +163,24 @@ def test_grey_is_of_the_same_picture() -> None:
     image = np.dstack([scene(120, 64).grey] * 3)
     assert small_grey(image, (64, 128)).shape == (64, 128)
     np.testing.assert_array_equal(small_grey(image, (HEIGHT, WIDTH)), image[..., 0])
+
+
+NARROW = """
+import numpy as np
+from vidmatte.compute.cpu.carry import Moment, carry
+for height, width in ((16, 160), (160, 16), (8, 160), (12, 40), (31, 91), (8, 8), (4, 4)):
+    noise = np.random.default_rng(0).integers(0, 255, (height, width + 2), np.uint8)
+    then, now = (np.ascontiguousarray(x) for x in (noise[:, 2:], noise[:, :-2]))
+    value = np.full((height, width), 0.5, np.float32)
+    brought = carry(Moment(value, then), now)
+    assert brought is None or np.isfinite(brought.value).all()
+print("done")
+"""
+
+
+def test_narrow_pictures_do_not_crash_the_flow() -> None:
+    """In a process of its own: DIS reads beyond pictures that are narrower than a patch."""
+    done = subprocess.run(
+        [sys.executable, "-c", NARROW], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.strip() == "done", (done.returncode, done.stderr)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 STILL = 2.0  # below it without any flow a pixel has not moved,
 STILL_TRUST = 1.0  # and its own history holds, whatever the flow of a neighbour says
+_SMALLEST_PX = 32  # a patch of the coarsest level; DIS crashes on less
 CUT = 14.0  # mean difference after motion that no motion explains
 LIGHT_STEP_PX = 4  # of the pixels whose median difference is the change of light
 AROUND_PX = 5  # side of the square over which differences are averaged
@@ -131,9 +132,17 @@ def _places(now: Picture, then: Picture) -> tuple[Floats, Floats]:
     import cv2
 
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    height, width = now.shape
+    below, right = max(0, _SMALLEST_PX - height), max(0, _SMALLEST_PX - width)
+    if below or right:
+        now, then = (
+            np.asarray(cv2.copyMakeBorder(x, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8)
+            for x in (now, then)
+        )
     motion = np.zeros((*now.shape, 2), np.float32)  # taken as a first guess
     flow.calc(now, then, motion)
-    columns, rows = _grid(now.shape)
+    motion = motion[:height, :width]
+    columns, rows = _grid((height, width))
     return columns + motion[..., 0], rows + motion[..., 1]
 
 
