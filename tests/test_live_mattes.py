@@ -304,3 +304,27 @@ def test_the_real_network_on_a_walking_person(
     assert crew.join(END_S) == []
     assert np.mean(errors) < 1.05 * np.mean(wanted[4:])
     assert np.mean(errors) < bound
+
+
+@pytest.mark.parametrize("refinement", [True, False])
+def test_refining_where_the_network_is_changes_nothing(
+    refinement: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One level: sums in another order."""
+    monkeypatch.setattr(networks_module, "open_network", open_network)
+    info = replace(INFO, width=640, height=360)
+    choice = MattingChoice("live", backend="torch", device="cpu", refinement=refinement)
+    results = []
+    for on_device in (True, False):
+        crew = Crew()
+        matting = LiveMatting(info, choice, [Level(320)], crew)
+        assert matting._on_device is not None
+        if not on_device:
+            matting._on_device = None
+        mattes = [matting.matte(matting.conform(frame)) for frame, _ in walking(3)]
+        results.append(np.stack([matte.alpha.astype(int) for matte in mattes if matte]))
+        matting.close()
+        assert crew.join(END_S) == []
+    assert results[0].shape == (3, 360, 640)
+    assert results[0].max() == 255
+    assert np.abs(results[0] - results[1]).max() <= 1

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -189,6 +189,16 @@ class Inference:
     probability: Probability
 
 
+def works_on_device(backend: Backend, choice: MattingChoice) -> TypeGuard[DeviceBackend]:
+    """Whether the per-frame work follows the network onto its device: a GPU.
+
+    The torch backend, where it is asked for by name, has it done in torch, on the CPU too.
+    """
+    return isinstance(backend, DeviceBackend) and (
+        backend.device.type == "cuda" or choice.backend == "torch"
+    )
+
+
 def build_matting(
     info: VideoInfo,
     layout: Layout,
@@ -197,16 +207,10 @@ def build_matting(
     *,
     temporal: bool,
 ) -> Matting | DeviceMatting:
-    """Build the per-frame work for pictures of `info`: on the GPU where the network is there.
-
-    The torch backend, where it is asked for by name, has all of the work done in torch, on the
-    CPU too.
-    """
+    """Build the per-frame work for pictures of `info`: on the network's device if it has one."""
     backend, row = network.backend, network.model.row
     refinement, adjust = choice.refinement, choice.adjust
-    if isinstance(backend, DeviceBackend) and (
-        backend.device.type == "cuda" or choice.backend == "torch"
-    ):
+    if works_on_device(backend, choice):
         from vidmatte.compute.cuda.engine import DeviceMatting
 
         return DeviceMatting(

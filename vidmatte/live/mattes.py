@@ -8,7 +8,7 @@ mask's own picture; where the frame does not look like what was carried, it coun
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,10 @@ from vidmatte.compute.cpu.temporal import TemporalFilter
 from vidmatte.errors import BackendError
 from vidmatte.frames import Matte, plane_views
 from vidmatte.live.conforming import LiveConformer
+from vidmatte.live.contracts import LAYOUT
 from vidmatte.live.networks import HANGING_S, Answer, Networks, Question
 from vidmatte.live.presence import Presence, sure_share
+from vidmatte.matting import works_on_device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,11 +73,24 @@ class LiveMatting:
         self._level = 0
         self._networks = Networks(info, choice, [level.size for level in levels], crew)
         self._curve = self._networks.model.row.curve
+        self._on_device = self._device_refiner()
         self._conformer = LiveConformer(info)
         self._preparers: dict[int, Preparer] = {}
         self._presence = Presence()
         self._serial = 0
         self.reset()
+
+    def _device_refiner(self) -> Callable[[Floats, Sequence[Samples]], Samples] | None:
+        """Build what refines where the network is, if that is a device."""
+        backend = self._networks.network(self.levels[0].size).backend
+        if not works_on_device(backend, self._choice):
+            return None
+        from vidmatte.compute.cuda.single import SingleRefiner
+
+        return SingleRefiner(
+            LAYOUT, self._info.width, self._info.height, self._curve, backend.device,
+            refinement=self._choice.refinement,
+        )  # fmt: skip
 
     def reset(self) -> None:
         """Forget the pictures before: after a lost camera, a long gap, a mirrored picture.
@@ -235,7 +250,9 @@ class LiveMatting:
         if not self._presence.present:
             return np.zeros((self._info.height, self._info.width), np.uint8)
         planes, lo, hi = plane_views(frame.picture), self._curve.lo, self._curve.hi
-        if self._choice.refinement:
+        if self._on_device is not None:
+            alpha = self._on_device(probability, planes)
+        elif self._choice.refinement:
             alpha = refine(probability, planes, lo=lo, hi=hi)
         else:
             alpha = upsample(probability, self._info.width, self._info.height, lo=lo, hi=hi)
