@@ -5,6 +5,8 @@ It runs on the CPU here; the same code runs on a GPU.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -222,6 +224,77 @@ def test_nothing_is_read_from_a_graph_after_its_next_call(
     for module in (engine, device_renders, device_temporal, graphs):
         monkeypatch.setattr(module, "Graphed", Replayed)
     assert pictures() == expected
+
+
+def test_no_graph_outlives_its_run(clip: Path, tmp_path: Path) -> None:
+    """Without garbage collection: a folder's next file needs the memory of this one's graphs."""
+    alive: list[weakref.ref[graphs.Graphed]] = []
+    forgotten: set[int] = set()
+
+    class Watched(graphs.Graphed):
+        def __init__(self, work: Any, device: torch.device) -> None:
+            super().__init__(work, device)
+            alive.append(weakref.ref(self))
+
+        def forget(self) -> None:
+            forgotten.add(id(self))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (engine, device_renders, device_temporal, graphs):
+            patch.setattr(module, "Graphed", Watched)
+        gc.collect()
+        gc.disable()
+        try:
+            run_file(
+                clip, tmp_path / "o.mkv", tmp_path / "f.mkv", backend="torch",
+                contents=("opaque", "transparent"),
+            )  # fmt: skip
+            left = [ref() for ref in alive]
+        finally:
+            gc.enable()
+    assert len(alive) == 6, "prepare, network, temporal, alpha, blend, estimate"
+    assert not [graph for graph in left if graph is not None and id(graph) not in forgotten]
+
+
+def test_edits_and_answers_are_copied_on_lanes_of_their_own() -> None:
+    """Two threads in one lane would leave each other on its stream."""
+    matting = matting_of(2, adjust=lambda alpha: alpha)
+    with matting.lane, matting._copy_lane:  # as the rendering thread is while edits are made
+        answers = list(matting.infer(frames_of(4)))
+    assert len(answers) == 4
+
+
+def test_a_lane_is_entered_once() -> None:
+    matting = matting_of(1)
+    with matting.lane, pytest.raises(AssertionError, match="two threads"), matting.lane:
+        pass
+
+
+@pytest.mark.parametrize("where", ["upload_picture", "Download"])
+def test_out_of_memory_anywhere_is_one_line(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(engine if where == "upload_picture" else device_renders, where, full)
+    matting = matting_of(2)
+    layout = layout_of("yuv420p")
+    assert layout is not None
+    plan = plan_output(INFO, ".mkv", "opaque")
+    maker = picture_maker(matting, INFO, layout, [plan], Backdrop("green"))
+    with pytest.raises(BackendError, match="cpu is out of memory"):
+        list(maker(matting.finish(matting.infer(frames_of(3)))))
+
+
+def test_a_batch_too_large_to_prepare_is_done_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    matting, launch = matting_of(4), DeviceMatting._launch
+
+    def small(self: DeviceMatting, frames: list[Frame]) -> Any:
+        if len(frames) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return launch(self, frames)
+
+    monkeypatch.setattr(DeviceMatting, "_launch", small)
+    assert [matte.frame.index for matte in matting.process(frames_of(6))] == list(range(6))
 
 
 def test_the_host_runs_ahead_by_what_is_said_and_no_more() -> None:

@@ -405,7 +405,7 @@ def test_a_step_needs_no_value_and_nothing_of_the_host(lookahead: int) -> None:
     meta, batch = torch.device("meta"), 3
     stepper = _Stepper((192, 320), (192, 320), lookahead, meta)
     before = stepper.start(None).tensors()
-    steady, *after = stepper._work(*stepper.nothing(batch), *before)
+    steady, *after = stepper.work(*stepper.nothing(batch), *before)
     assert steady.shape == (batch, 192, 320)
     assert [(x.shape, x.dtype) for x in after] == [(x.shape, x.dtype) for x in before]
 

@@ -262,6 +262,43 @@ def test_nvdec_is_ffmpeg_bit_for_bit(
     same_as_software(path, "NVDEC")
 
 
+class Driver:
+    """Stands for the CUDA driver's library."""
+
+    def __init__(self, gpus: int) -> None:
+        self.gpus = gpus
+        self.flags: list[tuple[int, int]] = []
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802 - the driver's name
+        return 0
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:  # noqa: N802
+        device._obj.value = 7
+        return 0 if ordinal < self.gpus else 101
+
+    def cuDevicePrimaryCtxSetFlags_v2(self, device: Any, flags: int) -> int:  # noqa: N802
+        self.flags.append((device.value, flags))
+        return 0
+
+
+@pytest.mark.parametrize(("gpu", "flags"), [(0, [(7, 4)]), (1, [])])
+def test_ffmpeg_can_share_the_context_that_torch_makes(
+    gpu: int, flags: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(1)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: driver)
+    assert decoding.accelerator(gpu).is_hw_owned
+    assert driver.flags == flags
+
+
+def test_no_driver_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    assert decoding.accelerator(0).is_hw_owned
+
+
 @pytest.mark.needs_cuda
 def test_torch_reads_planes_on_the_gpu(gpu: int, tmp_path: Path) -> None:
     import torch

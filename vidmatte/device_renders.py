@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from vidmatte.compute.cpu.composite import alpha_layout, new_picture, without_al
 from vidmatte.compute.cuda.background import on_device
 from vidmatte.compute.cuda.composite import composite, own_alpha, plane_alphas, scaled_alpha
 from vidmatte.compute.cuda.foreground import estimate_planes
-from vidmatte.compute.cuda.transfer import Download, Lane
+from vidmatte.compute.cuda.transfer import Download, Lane, or_out_of_memory
 from vidmatte.frames import RANGE_FULL, Layout, VideoInfo, layout_of
 from vidmatte.graphs import Graphed
 from vidmatte.renders import composite_layout
@@ -65,24 +66,32 @@ class DeviceRenders:
         self._interlaced = info.field_order != "progressive"
         self._copy_lane = Lane(matting.device)
         self._estimated: tuple[int, tuple[Tensor, ...]] = -1, ()
-        self._estimate = Graphed(self._estimate_work, matting.device)
-        self._renders = [self._render(plan.content, backdrop) for plan in plans]
+        estimate = partial(_estimate, layout, self._interlaced)
+        self._estimate = Graphed(estimate, matting.device)
+        with matting.lane:  # constants are made in the order of the work
+            self._renders = [self._render(plan.content, backdrop) for plan in plans]
 
     def pictures(self, mattes: Iterator[DeviceMatte]) -> Iterator[list[av.VideoFrame]]:
-        """Yield one picture per output for every matte, with its time; before an error too."""
+        """Yield one picture per output for every matte, with its time; before an error too.
+
+        To be called once.
+        """
         pending: deque[list[_Pending]] = deque()
         errors: list[Exception] = []
-        for matte in until_error(mattes, errors):
-            pending.append(self._launch(matte))
-            if len(pending) > PICTURES_IN_FLIGHT:
-                yield [_landed(one) for one in pending.popleft()]
-        yield from ([_landed(one) for one in pictures] for pictures in pending)
+        try:
+            for matte in until_error(mattes, errors):
+                pending.append(self._launch(matte))
+                if len(pending) > PICTURES_IN_FLIGHT:
+                    yield [_landed(one) for one in pending.popleft()]
+            yield from ([_landed(one) for one in pictures] for pictures in pending)
+        finally:
+            self._renders = []  # they hold this object: in a circle, graphs would outlive the run
         if errors:
             raise errors[0]
 
     def _launch(self, matte: DeviceMatte) -> list[_Pending]:
         """Ask the device for the pictures of a matte, and do not wait for them."""
-        with self._matting.lane:
+        with or_out_of_memory(self._matting.device), self._matting.lane:
             return [
                 _Pending(matte.frame, layout, Download(work(matte), self._copy_lane))
                 for work, layout in self._renders
@@ -132,26 +141,30 @@ class DeviceRenders:
             self._estimated = matte.frame.index, planes
         return planes
 
-    def _estimate_work(self, alpha: Tensor, *planes: Tensor) -> tuple[Tensor, ...]:
-        """The device form of `renders.ForegroundCache`."""
-        target = alpha_layout(self._layout)
-        assert target is not None
-        if self._layout.alpha:
-            alpha = _matte_alone(alpha, planes, self._layout)
-        alphas = plane_alphas(alpha, target, interlaced=self._interlaced)
-        luma, *chroma = planes[:3] if self._layout.model != "gray" else planes[:1]
-        if not chroma:
-            flat = torch.full_like(luma, 1 << (self._layout.bits - 1))
-            return *estimate_planes([luma], alphas[0]), flat, flat
-        if chroma[0].shape == luma.shape:
-            return tuple(estimate_planes([luma, *chroma], alphas[0]))
-        return *estimate_planes([luma], alphas[0]), *estimate_planes(chroma, alphas[1])
+
+def _estimate(
+    layout: Layout, interlaced: bool, alpha: Tensor, *planes: Tensor
+) -> tuple[Tensor, ...]:
+    """The device form of `renders.ForegroundCache`."""
+    target = alpha_layout(layout)
+    assert target is not None
+    if layout.alpha:
+        alpha = _matte_alone(alpha, planes, layout)
+    alphas = plane_alphas(alpha, target, interlaced=interlaced)
+    luma, *chroma = planes[:3] if layout.model != "gray" else planes[:1]
+    if not chroma:
+        flat = torch.full_like(luma, 1 << (layout.bits - 1), dtype=torch.int32).to(luma.dtype)
+        return *estimate_planes([luma], alphas[0]), flat, flat
+    if chroma[0].shape == luma.shape:
+        return tuple(estimate_planes([luma, *chroma], alphas[0]))
+    return *estimate_planes([luma], alphas[0]), *estimate_planes(chroma, alphas[1])
 
 
 def _matte_alone(alpha: Tensor, planes: Sequence[Tensor], layout: Layout) -> Tensor:
     """Divide the source's own alpha out of the matte: under it, colours are straight already."""
     peak = 255 if alpha.dtype == torch.uint8 else 65535
-    own = own_alpha(planes, torch.full_like(alpha, peak), layout).to(torch.int32)
+    full = torch.full_like(alpha, peak, dtype=torch.int32).to(alpha.dtype)
+    own = own_alpha(planes, full, layout).to(torch.int32)
     wide = alpha.to(torch.int32)
     quotient = (wide * (peak / own.clamp(min=1))).to(torch.int32)
     quotient = torch.where(wide >= own, peak, quotient)

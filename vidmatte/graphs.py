@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,7 +43,9 @@ class Graphed:
         key = tuple((x.shape, x.dtype, x.stride()) for x in inputs)
         recording = self._recorded.get(key)
         if recording is None:
-            with DEVICE_WIDE, torch.cuda.device(self._device):
+            # The present stream is entered again, so that a record that fails returns to it.
+            own = torch.cuda.current_stream(self._device)
+            with DEVICE_WIDE, torch.cuda.stream(own):
                 recording = self._recorded[key] = _Recording(self._work, inputs)
         return recording.replay(inputs)
 
@@ -53,13 +57,23 @@ class Graphed:
                 torch.cuda.empty_cache()
 
 
+@cache
+def _recorder(index: int) -> torch.cuda.Stream:
+    """Return the stream that records on GPU `index`.
+
+    There are 32 streams of a priority, handed out in turn. Those that others work on have the usual
+    one: this can be none of them, or what they do would be recorded and not done.
+    """
+    return torch.cuda.Stream(index, priority=-1)  # type: ignore[no-untyped-call]
+
+
 class _Recording:
     """One recorded call: its own inputs and results, and the graph between them."""
 
     def __init__(self, work: Work, inputs: tuple[Tensor, ...]) -> None:
         self._inputs = tuple(x.clone() for x in inputs)
         self._graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = _recorder(torch.cuda.current_device())
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
@@ -74,8 +88,15 @@ class _Recording:
 
     def _record(self, work: Work, stream: torch.cuda.Stream) -> tuple[Tensor, ...]:
         # Other threads copy and allocate meanwhile; only this thread's calls must be recordable.
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-            return work(*self._inputs)
+        # Nor may it free what garbage collection finds: graphs, or pictures on the device.
+        was_collecting = gc.isenabled()
+        gc.disable()
+        try:
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                return work(*self._inputs)
+        finally:
+            if was_collecting:
+                gc.enable()
 
     def replay(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         for own, given in zip(self._inputs, inputs, strict=True):

@@ -35,7 +35,7 @@ class MatteGraph(nn.Module):
         self.register_buffer("shift", -mean / std)
         self.network = folded_network(row.network, tensors, dtype)
         self._dtype = dtype
-        self.eval()
+        self.train(False)
 
     def forward(self, image_NHW3: Tensor) -> Tensor:
         """Return the probability of each picture."""

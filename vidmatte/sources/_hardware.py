@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 NVDEC = "NVDEC"
 # Their standards give the value of every sample: the GPU must agree with FFmpeg bit for bit.
 EXACT_CODECS = frozenset({"h264", "hevc", "vp8", "vp9"})
+_BLOCKING_SYNC = 4  # CU_CTX_SCHED_BLOCKING_SYNC
 _DECODABLE = frozenset({"yuvj420p", *PLANAR.values()})
 
 
@@ -38,7 +41,24 @@ def accelerator(gpu: int) -> HWAccel:
     """
     from av.codec.hwaccel import HWAccel
 
+    _share_context(gpu)
     return HWAccel("cuda", str(gpu), allow_software_fallback=True, is_hw_owned=True)
+
+
+def _share_context(gpu: int) -> None:
+    """Let FFmpeg use the GPU's common context, which torch may have made before it.
+
+    FFmpeg takes it only if it waits by blocking (libavutil/hwcontext_cuda.c, which fails with
+    "Primary context already active with incompatible flags"); torch leaves it to the driver. Since
+    CUDA 11 the flag may be set at any time (CUDA driver API, cuDevicePrimaryCtxSetFlags).
+    """
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        device = ctypes.c_int()
+        if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(device), gpu) == 0:
+            driver.cuDevicePrimaryCtxSetFlags_v2(device, _BLOCKING_SYNC)
 
 
 def is_same(device: av.VideoFrame, host: av.VideoFrame) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -16,7 +17,14 @@ from vidmatte.compute.cuda.composite import own_alpha
 from vidmatte.compute.cuda.prepare import Preparer
 from vidmatte.compute.cuda.refine import Refiner
 from vidmatte.compute.cuda.temporal import TemporalFilter
-from vidmatte.compute.cuda.transfer import Download, Lane, upload, upload_picture, wait
+from vidmatte.compute.cuda.transfer import (
+    Download,
+    Lane,
+    or_out_of_memory,
+    upload,
+    upload_picture,
+    wait,
+)
 from vidmatte.device_frames import PLANAR, is_on_device, to_host
 from vidmatte.frames import Matte
 from vidmatte.graphs import DEVICE_WIDE, Graphed
@@ -94,13 +102,16 @@ class DeviceMatting:
         self._backend = backend
         self._adjust = adjust
         self._layout = layout
-        self._infer_lane, self._copy_lane = Lane(self.device), Lane(self.device)
-        self._preparer = Preparer(info, layout, backend.input_size, self.device)
-        self._prepare = Graphed(lambda *planes: (self._preparer.prepare(planes),), self.device)
+        self._infer_lane = Lane(self.device)
+        self._answer_lane, self._copy_lane = Lane(self.device), Lane(self.device)  # one per thread
+        # What is recorded must not hold this object: in a circle, graphs would outlive their run.
+        preparer = Preparer(info, layout, backend.input_size, self.device)
+        self._prepare = Graphed(lambda *planes: (preparer.prepare(planes),), self.device)
         refiner = Refiner(
             layout, info.width, info.height, lo=curve.lo, hi=curve.hi, device=self.device
         )
-        self._alpha = Graphed(self._alpha_work(refiner, refinement=refinement), self.device)
+        own = None if adjust is not None else layout
+        self._alpha = Graphed(partial(_alpha, preparer, refiner, own, refinement), self.device)
         self._temporal = (
             TemporalFilter(lookahead=lookahead, device=self.device) if temporal else None
         )
@@ -110,18 +121,6 @@ class DeviceMatting:
         if self.device.type == "cuda":
             with DEVICE_WIDE:  # constants are made on the default stream
                 torch.cuda.synchronize(self.device)
-
-    def _alpha_work(
-        self, refiner: Refiner, *, refinement: bool
-    ) -> Callable[..., tuple[Tensor, ...]]:
-        find = refiner.refine if refinement else None
-
-        def work(probability: Tensor, *planes: Tensor) -> tuple[Tensor, ...]:
-            small = self._preparer.to_stored(probability)
-            alpha = refiner.upsample(small) if find is None else find(small, planes)
-            return (alpha if self._adjust else own_alpha(planes, alpha, self._layout),)
-
-        return work
 
     def close(self) -> None:
         """Free the network."""
@@ -142,17 +141,18 @@ class DeviceMatting:
         failed: list[Frame] = []
         for batch in in_batches(conformed, self._backend.batch):
             try:
-                flights.append(self._launch(batch))
+                flights += self._launched(batch)
             except Exception as exc:  # noqa: BLE001 - raised below, behind what came before it
                 errors, failed = [exc], batch
                 break
-            if len(flights) >= BATCHES_IN_FLIGHT:
+            while len(flights) >= BATCHES_IN_FLIGHT:
                 yield from self._land(flights.popleft())
         while flights:
             yield from self._land(flights.popleft())
         if len(failed) > 1:  # which of them it was is known one by one
             for frame in failed:
-                yield from self._land(self._launch([frame]))
+                for flight in self._launched([frame]):
+                    yield from self._land(flight)
         if errors:
             raise errors[0]
 
@@ -164,6 +164,16 @@ class DeviceMatting:
             if is_same_layout(PLANAR[picture.sw_format.name], self._layout):
                 return frame
         return self.conformer.conform(to_host(frame))
+
+    def _launched(self, frames: list[Frame]) -> list[_Flight]:
+        """Launch a batch; what is too much for the device at once is launched one by one."""
+        try:
+            return [self._launch(frames)]
+        except torch.OutOfMemoryError as exc:
+            if len(frames) == 1:
+                raise out_of_memory(self.device) from exc
+        with or_out_of_memory(self.device):
+            return [self._launch([frame]) for frame in frames]
 
     def _launch(self, frames: list[Frame]) -> _Flight:
         """Ask the device for a batch of answers, and do not wait for them."""
@@ -180,7 +190,7 @@ class DeviceMatting:
                 DeviceInference(*item)
                 for item in zip(frames, planes, image_NHW3, probability_NHW, strict=True)
             ]
-            return _Flight(items, Download([is_finite], self._copy_lane), self._infer_lane.mark())
+            return _Flight(items, Download([is_finite], self._answer_lane), self._infer_lane.mark())
 
     def _land(self, flight: _Flight) -> Iterator[DeviceInference]:
         """Wait for a batch, look at its answers, and pass them on."""
@@ -206,14 +216,14 @@ class DeviceMatting:
     def _steady(self, batch: list[DeviceInference]) -> list[Tensor]:
         if self._temporal is None:
             return [item.probability for item in batch]
-        with self.lane:
+        with or_out_of_memory(self.device), self.lane:
             probabilities = torch.stack([item.probability for item in batch])
             images = torch.stack([item.image for item in batch])
             return self._temporal.push_batch(probabilities, images)
 
     def _flush(self) -> Iterator[DeviceMatte]:
         if self._temporal is not None:
-            with self.lane:
+            with or_out_of_memory(self.device), self.lane:
                 rest = self._temporal.flush()
             yield from self._emit(rest)
 
@@ -256,3 +266,17 @@ class DeviceMatting:
         (host,) = Download([alpha], self._copy_lane).planes()
         (edited,) = upload([self._adjust(host)], self.device)
         return own_alpha(item.planes, edited, self._layout)
+
+
+def _alpha(
+    preparer: Preparer,
+    refiner: Refiner,
+    own: Layout | None,
+    refinement: bool,
+    probability: Tensor,
+    *planes: Tensor,
+) -> tuple[Tensor]:
+    """Bring upright answers to full size; with `own`, under the alpha that pictures have."""
+    small = preparer.to_stored(probability)
+    alpha = refiner.refine(small, planes) if refinement else refiner.upsample(small)
+    return (alpha if own is None else own_alpha(planes, alpha, own),)

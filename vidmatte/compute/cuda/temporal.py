@@ -43,8 +43,9 @@ class TemporalFilter:
             raise ValueError(f"lookahead {lookahead}")
         self._lookahead = lookahead
         self._device = device
-        self._steppers: dict[tuple[Shape, Shape], _Stepper] = {}
+        self._steppers: dict[tuple[Shape, Shape], tuple[_Stepper, Graphed]] = {}
         self._stepper: _Stepper | None = None
+        self._graph: Graphed | None = None
         self._state: _State | None = None
         self._waiting = 0
 
@@ -82,23 +83,23 @@ class TemporalFilter:
     def _step(
         self, state: _State, probabilities: Tensor, images: Tensor, valid: Tensor
     ) -> list[Tensor]:
-        assert self._stepper is not None
-        steady, *after = self._stepper.step(probabilities, images, valid, *state.tensors())
+        assert self._graph is not None
+        steady, *after = self._graph(probabilities, images, valid, *state.tensors())
         self._state = _State.of(after)
         return list(steady.clone())
 
     def _fitting(self, shape: torch.Size, image_shape: torch.Size) -> _State:
         """Return the memory, fit for maps and images of these sizes."""
         shapes = (shape[0], shape[1]), (image_shape[0], image_shape[1])
-        stepper = self._steppers.get(shapes)
-        if stepper is None:
+        if shapes not in self._steppers:
             stepper = _Stepper(*shapes, self._lookahead, self._device)
-            self._steppers[shapes] = stepper
+            self._steppers[shapes] = stepper, Graphed(stepper.work, self._device)
+        stepper, graph = self._steppers[shapes]
         if stepper is not self._stepper or self._state is None:
             if self._waiting:
                 raise ValueError(f"maps change to {shapes[0]} while {self._waiting} wait")
             self._state = stepper.start(self._state)
-            self._stepper = stepper
+            self._stepper, self._graph = stepper, graph
         return self._state
 
 
@@ -156,9 +157,6 @@ class _Stepper:
         self._shrink = Shrinker(shape, small, device)
         self._grey = Grey(image_shape, small, device)
         self._link = Linker(small, device)
-        self.step = Graphed(self._work, device)
-        """Of maps, images, which of them are valid, and a memory's tensors: the steady maps of as
-        many frames, `lookahead` earlier, and the memory's tensors after them."""
 
     def start(self, before: _State | None) -> _State:
         """Return a memory of nothing, or of what one of another size remembers."""
@@ -184,9 +182,13 @@ class _Stepper:
         frames = _Frames(probability, small, small, valid, places, small, small > 0, valid, future)
         return _State(frames, small[0], small[0, 0, 0])
 
-    def _work(
+    def work(
         self, probability: Tensor, image: Tensor, valid: Tensor, *memory: Tensor
     ) -> tuple[Tensor, ...]:
+        """Take maps, images, which of them are valid, and a memory's tensors, one batch further.
+
+        Returns the steady maps of as many frames, `lookahead` earlier, and the memory's tensors.
+        """
         state = _State.of(list(memory))
         frames = self._joined(state.held, probability, image, valid)
         count, first = len(probability), self._held - self._lookahead

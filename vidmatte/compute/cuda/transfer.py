@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
+from vidmatte.backends import out_of_memory
 from vidmatte.device_frames import device_planes, is_on_device
 from vidmatte.frames import plane_views
 
@@ -25,20 +26,25 @@ _TYPES = {np.dtype(np.uint8): torch.uint8, np.dtype("<u2"): torch.uint16}
 class Lane:
     """A stream of its own on a GPU, current inside `with`, also for its thread's device.
 
-    On the CPU it does nothing. Inside, inference mode is on.
+    On the CPU it does nothing. Inside, inference mode is on. Entered by one thread alone, not
+    within itself.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._entered = ExitStack()
+        self._is_entered = False
 
     def __enter__(self) -> None:
+        assert not self._is_entered, "by two threads, or within itself"
+        self._is_entered = True
         self._entered.enter_context(torch.inference_mode())
         if self._stream is not None:
             self._entered.enter_context(torch.cuda.stream(self._stream))
 
     def __exit__(self, *error: object) -> None:
         self._entered.close()
+        self._is_entered = False
 
     def mark(self) -> torch.cuda.Event | None:
         """Mark what has been asked of this stream so far, to be waited for."""
@@ -58,6 +64,15 @@ class Lane:
         if self._stream is not None:
             for tensor in tensors:
                 tensor.record_stream(self._stream)
+
+
+@contextmanager
+def or_out_of_memory(device: torch.device) -> Iterator[None]:
+    """Turn a device's shortage of memory into an error for people."""
+    try:
+        yield
+    except torch.OutOfMemoryError as exc:
+        raise out_of_memory(device) from exc
 
 
 def wait(mark: torch.cuda.Event | None) -> None:
