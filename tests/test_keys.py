@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 import pytest
 
@@ -179,6 +180,14 @@ def test_the_status_line_tells_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in capsys.readouterr().err
 
 
+def keys_until(key: str, terminal: keys.TerminalKeys, timeout_s: float = 5.0) -> str:
+    """Read keys until `key` has come: what is written to a terminal takes a moment."""
+    came, end = "", time.monotonic() + timeout_s
+    while key not in came and time.monotonic() < end:
+        came += "".join(terminal.read())
+    return came
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no keys from the terminal")
 def test_in_the_background_the_terminal_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """After Ctrl-Z and `bg` a read or a setting would stop the whole process (SIGTTIN, SIGTTOU)."""
@@ -192,7 +201,7 @@ def test_in_the_background_the_terminal_is_left_alone(monkeypatch: pytest.Monkey
     try:
         with keys.TerminalKeys() as terminal:
             os.write(master, b"b")
-            assert terminal.read() == ["b"]
+            assert keys_until("b", terminal) == "b"
             foreground[0] = -1
             os.write(master, b"q")
             assert terminal.read() == [], "the key is the shell's"
@@ -202,7 +211,7 @@ def test_in_the_background_the_terminal_is_left_alone(monkeypatch: pytest.Monkey
             termios.tcsetattr(slave, termios.TCSANOW, before)
             foreground[0] = slave
             os.write(master, b"m")
-            assert "m" in "".join(terminal.read()), "back in the foreground"
+            assert "m" in keys_until("m", terminal), "back in the foreground"
             assert termios.tcgetattr(slave) == own
         assert termios.tcgetattr(slave) == before
     finally:
