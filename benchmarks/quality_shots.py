@@ -115,7 +115,7 @@ def refined(shot: Shot, maps: Sequence[Map], lo: float, hi: float) -> list[Pictu
 
 
 def _without_cuts() -> AbstractContextManager[object]:
-    return mock.patch.object(carry, "_CUT", math.inf)
+    return mock.patch.object(carry, "CUT", math.inf)
 
 
 class Variant(NamedTuple):

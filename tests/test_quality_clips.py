@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -173,3 +176,13 @@ def test_costs_are_told_for_every_stage(clips: ModuleType, checks: ModuleType) -
     spent = checks.cost_ms(shot, 0.2, 0.8, repeat=4)
     assert tuple(spent) == checks.STAGES
     assert all(ms >= 0 for ms in spent.values())
+
+
+def test_the_benchmark_measures_a_small_clip() -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "quality.py"
+    command = [sys.executable, str(script), "--size", "160x96", "--frames", "6", "--clips", "walk"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert document["card"]["cores"] > 0
+    assert "dtssd against plain bilinear" in done.stdout
