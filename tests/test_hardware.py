@@ -316,6 +316,23 @@ def test_torch_reads_planes_on_the_gpu(gpu: int, tmp_path: Path) -> None:
             assert digest(device_frames.to_host(frame).picture) == digest(host)
 
 
+def takes_all(encoder: str, size: tuple[int, int]) -> bool:
+    return True
+
+
+def test_an_encoder_that_takes_no_such_pictures_is_not_planned() -> None:
+    asked = []
+
+    def small_ones(encoder: str, size: tuple[int, int]) -> bool:
+        asked.append((encoder, size))
+        return size[0] < 1000
+
+    assert plan_output(info(), ".mp4", "opaque", nvenc=small_ones).codec == "libx264"
+    small = info(size=(640, 360))
+    assert plan_output(small, ".mp4", "opaque", nvenc=small_ones).codec == "h264_nvenc"
+    assert asked == [("h264_nvenc", (1280, 720)), ("h264_nvenc", (640, 360))]
+
+
 HDR10 = {"mastering_display": "G(1,1)B(1,1)R(1,1)WP(1,1)L(1,1)"}
 
 
@@ -348,18 +365,18 @@ def info(pix_fmt: str = "yuv420p", size: tuple[int, int] = (1280, 720), **more: 
 def test_nvenc_stands_in_where_it_loses_nothing(
     source: VideoInfo, suffix: str, expected: str
 ) -> None:
-    plan = plan_output(source, suffix, "opaque", nvenc=True)
+    plan = plan_output(source, suffix, "opaque", nvenc=takes_all)
     assert plan.codec == expected
     software = plan_output(source, suffix, "opaque")
     assert (plan.pix_fmt, plan.notes) == (software.pix_fmt, software.notes)
     assert "nvenc" not in software.codec
-    named = plan_output(source, suffix, "opaque", codec=software.codec, nvenc=True)
+    named = plan_output(source, suffix, "opaque", codec=software.codec, nvenc=takes_all)
     assert named == plan_output(source, suffix, "opaque", codec=software.codec)
 
 
 def test_a_matte_stays_lossless() -> None:
     for suffix in (".mp4", ".mkv"):
-        assert "nvenc" not in plan_output(info(), suffix, "matte", nvenc=True).codec
+        assert "nvenc" not in plan_output(info(), suffix, "matte", nvenc=takes_all).codec
     options = plan_output(info(), ".mp4", "matte", codec="h264_nvenc").options
     assert options == {"preset": "p4", "tune": "lossless"}
 
@@ -381,7 +398,7 @@ def test_what_nvenc_is_sent_when_named(codec: str, pix_fmt: str, expected: str) 
 
 def test_quality_and_presets_are_translated() -> None:
     def options(**given: Any) -> dict[str, str]:
-        return plan_output(info(), ".mp4", "opaque", nvenc=True, **given).options
+        return plan_output(info(), ".mp4", "opaque", nvenc=takes_all, **given).options
 
     assert options() == {"preset": "p4", "rc": "vbr", "cq": "18", "b": "0"}
     assert options(crf=0)["cq"] == "1"  # 0 is no quality at all for NVENC

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Lock
@@ -286,7 +286,7 @@ def plan_for(
     codec: str | None,
     crf: int | None,
     preset: str | None,
-    nvenc: bool = False,
+    nvenc: Callable[[str, tuple[int, int]], bool] | None = None,
 ) -> OutputPlan:
     """Plan the output `name`; streams without an extension become Matroska.
 

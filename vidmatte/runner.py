@@ -33,7 +33,7 @@ from vidmatte.matting import (
 from vidmatte.outputs import Destination, destination_of, plan_for, refuse_same_file
 from vidmatte.pipeline import Outcome, Pipeline, Stop, supervise
 from vidmatte.renders import picture_maker, working_layout
-from vidmatte.sinks._hardware import has_all_encoders
+from vidmatte.sinks._hardware import has_nvenc
 from vidmatte.sinks.file import Muxing
 from vidmatte.sinks.plan import Content, OutputPlan
 from vidmatte.sources.companions import Companions, SideChannel
@@ -182,7 +182,6 @@ class FileRun:
         if self._cut.frames == 1:
             self._info = replace(self._info, is_still=True)
         plans: dict[str, OutputPlan] = {}
-        encodes_here = self._gpu is not None and has_all_encoders(self._gpu)
         for name, content in self._contents.items():
             is_main = not plans and content != "matte"
             chosen = self._encoding if is_main else EncodingChoice()
@@ -193,12 +192,15 @@ class FileRun:
                 codec=chosen.codec,
                 crf=chosen.crf,
                 preset=chosen.preset,
-                nvenc=encodes_here,
+                nvenc=None if self._gpu is None else self._encodes_here,
             )
         self._open_companions(resources, plans)
         self._name_lost_sound(*next(iter(plans.items())))
         for name, plan in plans.items():
             self._outputs.append(self._open_output(name, plan, main=not self._outputs))
+
+    def _encodes_here(self, encoder: str, size: tuple[int, int]) -> bool:
+        return has_nvenc(encoder, self._gpu, size)
 
     def _choose_gpu(self) -> None:
         """Where the network runs on a GPU, let that decode and encode too, if it can.

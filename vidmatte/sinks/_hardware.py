@@ -31,7 +31,7 @@ PRESETS = {
 }
 _DEFAULT_CQ = {"h264_nvenc": 18, "hevc_nvenc": 20}
 _CQ = 1, 51  # 0 would leave the quality to a bit rate
-_TRIED_SIZE = 256
+_TRIED_SIDE = 256
 
 
 def nvenc_options(
@@ -45,23 +45,20 @@ def nvenc_options(
     return options | {"rc": "vbr", "cq": str(quality), "b": "0"}
 
 
-def has_all_encoders(gpu: int) -> bool:
-    """Whether a GPU encodes both H.264 and HEVC, so that either may be planned for it."""
-    return all(has_nvenc(encoder, gpu) for encoder in FORMATS)
-
-
 @lru_cache(maxsize=32)
-def has_nvenc(encoder: str, gpu: int | None = None) -> bool:
+def has_nvenc(
+    encoder: str, gpu: int | None = None, size: tuple[int, int] = (_TRIED_SIDE, _TRIED_SIDE)
+) -> bool:
     """Whether GPU number `gpu` (None: any) encodes with `encoder` ("h264_nvenc", "hevc_nvenc").
 
-    Opens an encoder for small pictures, of 10 bits for HEVC, and closes it; the answer is kept.
-    Data-centre cards decode but have no encoder.
+    Opens an encoder for pictures of `size` (width, height), of 10 bits for HEVC, and closes it; the
+    answer is kept. Data-centre cards decode but have no encoder.
     """
     import av
 
     context = av.CodecContext.create(encoder, "w")
     assert isinstance(context, av.VideoCodecContext)
-    context.width = context.height = _TRIED_SIZE
+    context.width, context.height = size
     context.pix_fmt = "p010le" if encoder == "hevc_nvenc" else "yuv420p"
     context.time_base = Fraction(1, 25)
     context.options = {} if gpu is None else {"gpu": str(gpu)}

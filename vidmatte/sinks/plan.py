@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -143,11 +144,12 @@ def plan_output(
     codec: str | None = None,
     crf: int | None = None,
     preset: str | None = None,
-    nvenc: bool = False,
+    nvenc: Callable[[str, tuple[int, int]], bool] | None = None,
 ) -> OutputPlan:
     """Decide how to write `content` of a source `info` under the extension `suffix`.
 
-    `nvenc` lets NVENC take the place of x264 and x265 where that loses nothing. Raises UsageError
+    `nvenc` says whether an NVIDIA encoder that is named takes pictures of a size (width, height)
+    here: then it takes the place of x264 and x265 where that loses nothing. Raises UsageError
     for extensions that are unknown and for codecs or transparency that the target cannot hold,
     with a name that would work.
     """
@@ -164,8 +166,9 @@ def plan_output(
     if content != "transparent" or encoder != usual or not pix_fmt:
         pix_fmt = nearest_format(wanted, ENCODER_FORMATS[encoder])
     pix_fmt, notes = _fit_odd_size(info, encoder, pix_fmt)
-    if nvenc and codec is None and _suits_nvenc(info, container, encoder, pix_fmt):
-        encoder = hardware.TWINS[encoder]
+    if nvenc is not None and codec is None and _suits_nvenc(info, container, encoder, pix_fmt):
+        twin = hardware.TWINS[encoder]
+        encoder = twin if nvenc(twin, (info.width, info.height)) else encoder
     turned = container not in HOLDS_ORIENTATION and info.orientation != Orientation()
     if content != "matte":
         notes += _format_notes(source, info, encoder, pix_fmt)
