@@ -18,6 +18,7 @@ from observed import NULL_SINK, ObservedRun
 
 from vidmatte.backends import usable_cores
 from vidmatte.matting import MattingChoice
+from vidmatte.sources._hardware import NVDEC
 from vidmatte.sources.file import FileSource
 from vidmatte.threads import thread_budget
 
@@ -50,6 +51,8 @@ class Runs:
         self._names = names
         self._needs_s = RUN_S * clip.count * clip.size[0] * clip.size[1] / RUN_PIXELS
         self.decode_fps = dict(decode_fps(clip, gpu) for gpu in self._decoders())
+        if device.type == "cuda" and NVDEC not in self.decode_fps:
+            deadline.failed[f"decoding {clip.path.stem}"] = "the card did not: FFmpeg did instead"
         self.rows: list[dict[str, Any]] = []
         self.document = {"decode_fps": self.decode_fps, "frames": clip.count, "runs": self.rows}
 
