@@ -50,6 +50,29 @@ def no_leaked_threads() -> Iterator[None]:
             assert not thread.is_alive(), f"leaked thread {thread.name}"
 
 
+@pytest.fixture
+def gpu() -> int:
+    """The GPU to test on; skips where there is none, unless one is required."""
+    import torch
+
+    if not torch.cuda.is_available():
+        if os.environ.get("VIDMATTE_REQUIRE_CUDA") == "1":
+            pytest.fail("VIDMATTE_REQUIRE_CUDA=1 and torch sees no GPU")
+        pytest.skip("needs an NVIDIA GPU")
+    return 0
+
+
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """Keep torch to one thread: on small tensors several only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Cli:
     """Starts `python -m vidmatte` with a home of its own."""
 

@@ -30,7 +30,7 @@ from vidmatte.compute.cuda import temporal as device_temporal
 from vidmatte.compute.cuda.engine import BATCHES_IN_FLIGHT, DeviceMatting
 from vidmatte.device_frames import PLANAR
 from vidmatte.device_renders import DeviceRenders
-from vidmatte.errors import BackendError, InputError
+from vidmatte.errors import BackendError
 from vidmatte.frames import Frame, VideoInfo, layout_of
 from vidmatte.matting import MattingChoice, Network, build_matting, open_network
 from vidmatte.models.registry import resolve_model
@@ -67,44 +67,6 @@ def matting_of(
     assert layout is not None
     backend = device_null(batch, formula)
     return DeviceMatting(info, layout, backend, CURVE, lookahead=lookahead, **options)
-
-
-@pytest.mark.parametrize("batch", [1, 2, 4])
-@pytest.mark.parametrize("lookahead", [0, 1])
-@pytest.mark.parametrize("good", [0, 3, 4])
-def test_a_frame_that_cannot_be_made_ready_lets_those_before_it_through(
-    batch: int, lookahead: int, good: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    matting = matting_of(batch, lookahead)
-    conform = matting.conformer.conform
-
-    def fail_at(frame: Frame) -> Frame:
-        if frame.index == good:
-            raise InputError("this picture cannot be read")
-        return conform(frame)
-
-    monkeypatch.setattr(matting.conformer, "conform", fail_at)
-    seen: list[int] = []
-    with pytest.raises(InputError, match="cannot be read"):
-        seen.extend(matte.frame.index for matte in matting.process(frames_of(6)))
-    assert seen == list(range(good))
-
-
-@pytest.mark.parametrize("batch", [1, 2, 4])
-@pytest.mark.parametrize("good", [0, 3, 4, 5])
-def test_a_frame_that_the_network_fails_at_lets_those_before_it_through(
-    batch: int, good: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail_at(matte_HW: Any, index: int) -> None:
-        if index == good:
-            raise BackendError("the network broke")
-        matte_HW[:] = 1
-
-    monkeypatch.setitem(null.FORMULAS, "disc", fail_at)
-    seen: list[int] = []
-    with pytest.raises(BackendError, match="the network broke"):
-        seen.extend(matte.frame.index for matte in matting_of(batch).process(frames_of(6)))
-    assert seen == list(range(good))
 
 
 @pytest.mark.parametrize("batch", [1, 4])

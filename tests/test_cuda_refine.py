@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -36,13 +35,7 @@ SIZES = [(161, 97), (97, 161), (211, 340), (640, 362)]
 LAYOUTS = ["yuv420p", "yuv422p", "yuv444p", "yuv410p", "gbrp", "gray", "yuv420p10le", "gbrp12le"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def described(pix_fmt: str) -> Layout:

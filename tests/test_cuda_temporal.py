@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
@@ -117,13 +116,7 @@ def lit(images: np.ndarray) -> np.ndarray:
     return np.clip(brighter, 0, 255).astype(np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only wait for each other on tensors this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture
@@ -425,15 +418,11 @@ def test_the_flow_takes_as_many_launches_for_any_batch() -> None:
 
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize("lookahead", [0, 1])
-def test_maps_on_a_gpu_are_those_of_the_reference(lookahead: int) -> None:
-    if not torch.cuda.is_available():
-        if os.environ.get("VIDMATTE_REQUIRE_CUDA") == "1":
-            pytest.fail("VIDMATTE_REQUIRE_CUDA=1 and torch sees no GPU")
-        pytest.skip("needs an NVIDIA GPU")
+def test_maps_on_a_gpu_are_those_of_the_reference(lookahead: int, gpu: int) -> None:
     images, truth = clip("cut")
     maps = flickering(truth)
     expected = on_device(maps, images, lookahead)
-    steady = on_device(maps, images, lookahead, device=torch.device("cuda", 0))
+    steady = on_device(maps, images, lookahead, device=torch.device("cuda", gpu))
     off = np.abs(steady - expected)
     assert off.mean() < SAME / 10
     assert np.quantile(off, 0.999) < SAME

@@ -7,7 +7,6 @@ diff is what reviewers read.
 from __future__ import annotations
 
 import ast
-import math
 import os
 import re
 import shutil
@@ -22,7 +21,6 @@ from conftest import REPOSITORY
 from message_scenarios import SCENARIOS, make_base
 
 from vidmatte import errors
-from vidmatte.cli import console
 from vidmatte.errors import printable
 
 pytestmark = pytest.mark.fault
@@ -107,7 +105,6 @@ def test_what_the_user_reads(
     shutil.copytree(base, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("VIDMATTE_MODEL_DIR", str(folder / "models"))
-    monkeypatch.setattr(console, "PLAIN_INTERVAL_S", math.inf)  # a slow run tells how far it is
     arguments = scenario.command.split()
     if arguments[0] == "run" and "--backend" not in arguments:
         arguments += ["--backend", "null"]

@@ -23,6 +23,13 @@ DEVICE_WIDE = threading.RLock()
 """
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for everything that a device has been asked for; nothing where it is no GPU."""
+    if device.type == "cuda":
+        with DEVICE_WIDE:
+            torch.cuda.synchronize(device)
+
+
 class Graphed:
     """Calls `work(*tensors) -> tuple of tensors`, on CUDA as one graph per shape of its inputs.
 

@@ -16,6 +16,7 @@ from vidmatte.backends import (
     DeviceBackend,
     choose_device,
     not_a_number,
+    notes_of,
     open_backend,
     usable_cores,
 )
@@ -112,11 +113,6 @@ def open_network(
 
     batch = 1 if device == "cpu" or info.is_still else gpu_batch
     return Network(model, open_spread(parse_devices(choice.device), open_on))
-
-
-def notes_of(backend: Backend) -> list[str]:
-    """Return what a backend has to tell beyond its description."""
-    return list(getattr(backend, "notes", ()))
 
 
 class NetworkKeeper:

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Lock
@@ -21,7 +21,7 @@ from vidmatte.sinks.file import FileSink, Muxing
 from vidmatte.sinks.gif import GifSink
 from vidmatte.sinks.images import PictureSink, SequenceSink, part_folder
 from vidmatte.sinks.part import PartFile, check_target, part_name
-from vidmatte.sinks.plan import Content, OutputPlan, plan_output
+from vidmatte.sinks.plan import Content, Encodes, OutputPlan, plan_output
 from vidmatte.sources._shared import open_container, open_descriptor
 
 STDOUT = "-"
@@ -286,7 +286,7 @@ def plan_for(
     codec: str | None,
     crf: int | None,
     preset: str | None,
-    nvenc: Callable[[str, tuple[int, int]], bool] | None = None,
+    nvenc: Encodes | None = None,
 ) -> OutputPlan:
     """Plan the output `name`; streams without an extension become Matroska.
 

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from vidmatte.backdrop import Backdrop
-from vidmatte.backends import usable_cores
+from vidmatte.backends import notes_of, usable_cores
 from vidmatte.backends._spread import parse_devices
 from vidmatte.compute.cpu._shared import load_cv2
 from vidmatte.compute.cpu.conform import Conformer
@@ -27,7 +27,6 @@ from vidmatte.matting import (
     NetworkKeeper,
     build_matting,
     first_device,
-    notes_of,
     open_network,
 )
 from vidmatte.outputs import Destination, destination_of, plan_for, refuse_same_file
@@ -192,15 +191,12 @@ class FileRun:
                 codec=chosen.codec,
                 crf=chosen.crf,
                 preset=chosen.preset,
-                nvenc=None if self._gpu is None else self._encodes_here,
+                nvenc=None if self._gpu is None else partial(has_nvenc, gpu=self._gpu),
             )
         self._open_companions(resources, plans)
         self._name_lost_sound(*next(iter(plans.items())))
         for name, plan in plans.items():
             self._outputs.append(self._open_output(name, plan, main=not self._outputs))
-
-    def _encodes_here(self, encoder: str, size: tuple[int, int]) -> bool:
-        return has_nvenc(encoder, self._gpu, size)
 
     def _choose_gpu(self) -> None:
         """Where the network runs on a GPU, let that decode and encode too, if it can.

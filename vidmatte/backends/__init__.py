@@ -107,6 +107,11 @@ def module(name: str) -> BackendModule:
     return found
 
 
+def notes_of(backend: Backend) -> list[str]:
+    """Return what a backend has to tell beyond its description."""
+    return list(getattr(backend, "notes", ()))
+
+
 def out_of_memory(device: torch.device) -> BackendError:
     """Return the error of a GPU that cannot hold a single picture's work."""
     return BackendError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from vidmatte.backends import Backend, DeviceBackend
+from vidmatte.backends import Backend, DeviceBackend, notes_of
 from vidmatte.errors import BackendError, UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class SpreadBackend:
     @property
     def notes(self) -> list[str]:
         """What the backends have to tell."""
-        return [note for backend in self._backends for note in getattr(backend, "notes", ())]
+        return [note for backend in self._backends for note in notes_of(backend)]
 
     def infer_device(self, image_NHW3: Tensor) -> Tensor:
         """Return the probabilities on the first device; see DeviceBackend.infer_device."""

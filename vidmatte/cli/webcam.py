@@ -168,7 +168,6 @@ def webcam(
     """
     is_seen = virtual_cam is not None or record is not None
     _require_somewhere(is_seen or preview)
-    from vidmatte.backends._spread import parse_devices
     from vidmatte.cli.status import LiveConsole
     from vidmatte.live.contracts import LiveChoice
     from vidmatte.live.session import LiveSession
@@ -178,8 +177,7 @@ def webcam(
     rack, recording = _checked_files(
         backgrounds or ("green",), fit, record, camera, overwrite=overwrite
     )
-    if len(parse_devices(device)) > 1:
-        raise UsageError(f"--device {device}: a camera needs one", hint="name one, like cuda:0")
+    _require_one(device)
     matting = MattingChoice(model, weights, backend, device, precision)
     find_model(matting)  # a wrong name is told before a camera is waited for
     wanted = LiveChoice(
@@ -194,6 +192,13 @@ def webcam(
     console = LiveConsole(quiet=quiet or as_json, as_json=as_json)
     job = WebcamJob(session, rack, recording, console, seconds)
     return job.run(preview=preview, is_seen=is_seen, name=None if no_control else name or "")
+
+
+def _require_one(device: str) -> None:
+    from vidmatte.backends._spread import parse_devices
+
+    if len(parse_devices(device)) > 1:
+        raise UsageError(f"--device {device}: a camera needs one", hint="name one, like cuda:0")
 
 
 def _require_somewhere(is_shown: bool) -> None:

@@ -47,7 +47,7 @@ def nvenc_options(
 
 @lru_cache(maxsize=32)
 def has_nvenc(
-    encoder: str, gpu: int | None = None, size: tuple[int, int] = (_TRIED_SIDE, _TRIED_SIDE)
+    encoder: str, size: tuple[int, int] = (_TRIED_SIDE, _TRIED_SIDE), *, gpu: int | None = None
 ) -> bool:
     """Whether GPU number `gpu` (None: any) encodes with `encoder` ("h264_nvenc", "hevc_nvenc").
 

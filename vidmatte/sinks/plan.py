@@ -21,6 +21,7 @@ from vidmatte.frames import (
 )
 from vidmatte.sinks import _hardware as hardware
 
+Encodes = Callable[[str, tuple[int, int]], bool]  # with this encoder, pictures of (width, height)
 Content = Literal["opaque", "transparent", "matte"]
 Kind = Literal["video", "sequence", "picture", "gif"]
 
@@ -144,7 +145,7 @@ def plan_output(
     codec: str | None = None,
     crf: int | None = None,
     preset: str | None = None,
-    nvenc: Callable[[str, tuple[int, int]], bool] | None = None,
+    nvenc: Encodes | None = None,
 ) -> OutputPlan:
     """Decide how to write `content` of a source `info` under the extension `suffix`.
 

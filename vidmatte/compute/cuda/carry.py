@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from vidmatte.compute.cpu.carry import AROUND_PX, CUT, LIGHT_STEP_PX, STILL, STILL_TRUST, STRICT
-from vidmatte.compute.cuda.filters import area_weights, box_mean
+from vidmatte.compute.cuda.filters import box_mean, scale_weights
 from vidmatte.compute.cuda.flow import Flow
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ class Shrinker:
     ) -> None:
         self._is_same = shape == small
         self._rounds_up = shape == (2 * small[0], 2 * small[1])
-        self._rows = area_weights(shape[0], small[0], device)
-        self._columns = area_weights(shape[1], small[1], device).T.contiguous()
+        self._rows = scale_weights(shape[0], small[0]).to(device)
+        self._columns = scale_weights(shape[1], small[1]).to(device).T.contiguous()
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return the float32 means of float32 `values`."""
@@ -123,4 +123,4 @@ def _difference(left: Tensor, right: Tensor) -> Tensor:
     ordered, count = some.sort(-1).values, some.shape[-1]
     light = (ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2
     apart = (change - light[..., None, None]).abs()
-    return box_mean(apart, AROUND_PX // 2, repeat_edge_sample=False)
+    return box_mean(apart, AROUND_PX // 2)

@@ -27,7 +27,7 @@ from vidmatte.compute.cuda.transfer import (
 )
 from vidmatte.device_frames import PLANAR, is_on_device, to_host
 from vidmatte.frames import Matte
-from vidmatte.graphs import DEVICE_WIDE, Graphed
+from vidmatte.graphs import Graphed, synchronize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,9 +118,7 @@ class DeviceMatting:
         self._held: deque[DeviceInference] = deque()
         fitting = _TOGETHER_PX // (info.width * info.height)
         self._together = max(1, min(backend.batch, fitting))
-        if self.device.type == "cuda":
-            with DEVICE_WIDE:  # constants are made on the default stream
-                torch.cuda.synchronize(self.device)
+        synchronize(self.device)  # constants are made on the default stream
 
     def close(self) -> None:
         """Free the network."""

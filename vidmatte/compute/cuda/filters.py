@@ -12,23 +12,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def box_mean(values: Tensor, radius: int, *, repeat_edge_sample: bool = True) -> Tensor:
-    """Average squares of side `2 * radius + 1`; the picture is mirrored at its edges.
+def box_mean(values: Tensor, radius: int) -> Tensor:
+    """Average squares of side `2 * radius + 1`, as OpenCV does by default (BORDER_REFLECT_101).
 
-    The mirror repeats the edge's own sample (OpenCV's BORDER_REFLECT) or does not (its default,
-    BORDER_REFLECT_101). Sides must be longer than `radius`.
+    The picture is mirrored at its edges, whose own samples are not repeated. Sides must be longer
+    than `radius`.
     """
-    first = 0 if repeat_edge_sample else 1
-    for dim in (-2, -1):
-        length = values.shape[dim]
-        head = values.narrow(dim, first, radius).flip(dim)
-        tail = values.narrow(dim, length - radius - first, radius).flip(dim)
-        values = torch.cat((head, values, tail), dim)
-    return _pooled(values, lambda x: F.avg_pool2d(x, 2 * radius + 1, stride=1))
+    edges = (radius,) * 4
+    return _pooled(
+        values,
+        lambda x: F.avg_pool2d(F.pad(x, edges, mode="reflect"), 2 * radius + 1, stride=1),
+    )
 
 
 class Box:
-    """Averages squares like `box_mean` (BORDER_REFLECT) in two kernels, on any size."""
+    """Averages squares of a mirrored picture whose edge repeats (BORDER_REFLECT), of any size."""
 
     def __init__(self, height: int, width: int, radius: int, device: torch.device) -> None:
         self._side = 2 * radius + 1
@@ -91,17 +89,23 @@ def resize_bilinear(values: Tensor, size: tuple[int, int]) -> Tensor:
     )
 
 
-def area_weights(length: int, count: int, device: torch.device) -> Tensor:
-    """Return the (count, length) matrix that averages `length` samples into `count` cells.
+def scale_weights(length: int, count: int, offset: float = 0.0) -> Tensor:
+    """Return the (count, length) matrix that scales a line by area, on the CPU.
 
-    A sample that two cells share counts in each by its part (OpenCV's INTER_AREA, swscale's AREA).
-    For `count` <= `length`.
+    That is area means, in which a sample that two cells share counts by its part (OpenCV's
+    INTER_AREA, swscale's AREA), or, as swscale does, linear to a larger line; edges are repeated.
+    The line is read `offset` samples further on.
     """
     step = length / count
-    start = torch.arange(count, dtype=torch.float64)[:, None] * step
-    sample = torch.arange(length, dtype=torch.float64)[None]
-    overlap = torch.minimum(start + step, sample + 1) - torch.maximum(start, sample)
-    return (overlap.clamp(min=0) / step).to(device, torch.float32)
+    centre = (torch.arange(count, dtype=torch.float64)[:, None] + 0.5) * step + offset
+    edges = torch.arange(length + 1, dtype=torch.float64)
+    if count < length:
+        edges[0], edges[-1] = -step, length + step
+        low, high = (centre - step / 2), (centre + step / 2)
+        overlap = torch.minimum(high, edges[1:]) - torch.maximum(low, edges[:-1])
+        return (overlap.clamp(min=0) / step).float()
+    at = (centre - 0.5).clamp(0, length - 1)
+    return (1 - (at - edges[:-1]).abs()).clamp(min=0).float()
 
 
 def _pooled(values: Tensor, operation: object) -> Tensor:

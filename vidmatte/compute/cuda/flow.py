@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from vidmatte.compute.cuda.filters import area_weights, resize_bilinear
+from vidmatte.compute.cuda.filters import resize_bilinear, scale_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,8 +40,8 @@ class Flow:
         height, width = self._shape = shape
         self._factor = next((f for f in _FACTORS if _is_enough(shape, f)), 1)
         level = height // self._factor, width // self._factor
-        self._rows = area_weights(height, level[0], device)
-        self._columns = area_weights(width, level[1], device).T.contiguous()
+        self._rows = scale_weights(height, level[0]).to(device)
+        self._columns = scale_weights(width, level[1]).to(device).T.contiguous()
         self._search: _Search | None = None
         if min(level) >= _PATCH_PX:
             self._search = _Search(level, device)

@@ -19,6 +19,7 @@ from vidmatte.compute.cpu.colour import (
     rgb_matrix,
     sdr_encode_table,
 )
+from vidmatte.compute.cuda.filters import scale_weights
 from vidmatte.frames import TRANSFER_HLG
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _column_weights(info: VideoInfo, shift: int, count: int, device: torch.devic
     """Return the (count, columns of a plane) matrix that scales the rows of a plane."""
     is_left = info.codec in _LEFT_SITED
     offset = 0.5 - 0.5 / (1 << shift) if is_left else 0.0
-    return _scale_weights(-(-info.width >> shift), count, offset).to(device)
+    return scale_weights(-(-info.width >> shift), count, offset).to(device)
 
 
 def _row_weights(info: VideoInfo, shift: int, count: int, device: torch.device) -> Tensor:
@@ -125,27 +126,9 @@ def _row_weights(info: VideoInfo, shift: int, count: int, device: torch.device) 
     """
     rows = -(-info.height >> shift)
     if info.field_order == "progressive":
-        return _scale_weights(rows, count).to(device)
+        return scale_weights(rows, count).to(device)
     weights = torch.zeros(count, rows)
     for field, sign in ((0, 1), (1, -1)):
         part = weights[field::2, field::2]
-        part += _scale_weights(part.shape[1], part.shape[0], sign * (0.25 - 0.25 / (1 << shift)))
+        part += scale_weights(part.shape[1], part.shape[0], sign * (0.25 - 0.25 / (1 << shift)))
     return weights.to(device)
-
-
-def _scale_weights(length: int, count: int, offset: float = 0.0) -> Tensor:
-    """Return the (count, length) matrix that scales a line as swscale's AREA does.
-
-    That is area means, or linear to a larger line; edges are repeated. The line is read `offset`
-    samples further on.
-    """
-    step = length / count
-    centre = (torch.arange(count, dtype=torch.float64)[:, None] + 0.5) * step + offset
-    edges = torch.arange(length + 1, dtype=torch.float64)
-    if count < length:
-        edges[0], edges[-1] = -step, length + step
-        low, high = (centre - step / 2), (centre + step / 2)
-        overlap = torch.minimum(high, edges[1:]) - torch.maximum(low, edges[:-1])
-        return (overlap.clamp(min=0) / step).float()
-    at = (centre - 0.5).clamp(0, length - 1)
-    return (1 - (at - edges[:-1]).abs()).clamp(min=0).float()

@@ -17,10 +17,10 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from vidmatte.compute.cpu import refine as cpu
 from vidmatte.compute.cuda.filters import (
     Box,
-    area_weights,
     cell_means,
     dilate,
     resize_bilinear,
+    scale_weights,
     stacked,
 )
 
@@ -218,7 +218,7 @@ def _shrinking(length: int, device: torch.device) -> Tensor:
     Coarse cells that lie wholly beyond it are left out.
     """
     large, small = _aligned(length)
-    weights = area_weights(large, small, device)[: -(-length * small // large)]
+    weights = scale_weights(large, small).to(device)[: -(-length * small // large)]
     weights[:, length - 1] = weights[:, length - 1 :].sum(1)
     return weights[:, :length].contiguous()
 

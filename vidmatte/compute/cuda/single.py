@@ -10,7 +10,7 @@ import torch
 
 from vidmatte.compute.cuda.refine import Refiner
 from vidmatte.compute.cuda.transfer import Download, Lane, upload
-from vidmatte.graphs import DEVICE_WIDE, Graphed
+from vidmatte.graphs import Graphed, synchronize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,9 +43,7 @@ class SingleRefiner:
             return (refiner.refine(probability, planes),)
 
         self._work = Graphed(work, device)
-        if device.type == "cuda":
-            with DEVICE_WIDE:  # constants are made on the default stream
-                torch.cuda.synchronize(device)
+        synchronize(device)  # constants are made on the default stream
 
     def __call__(self, probability: NDArray[np.float32], planes: Sequence[Samples]) -> Samples:
         """Return alpha (H, W) for a probability (h, w) and the picture's planes; waits for it."""

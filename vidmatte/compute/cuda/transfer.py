@@ -147,7 +147,7 @@ class Download:
 
     def __init__(self, planes: Sequence[Tensor], lane: Lane) -> None:
         self._shapes = [tuple(plane.shape) for plane in planes]
-        self._kind = np.uint8 if planes[0].dtype == torch.uint8 else np.dtype("<u2")
+        self._kind = planes[0].dtype
         packed = torch.cat([plane.reshape(-1).view(torch.uint8) for plane in planes])
         if packed.device.type != "cuda":
             self._host, self._done = packed, None
@@ -163,10 +163,8 @@ class Download:
     def planes(self) -> list[Samples]:
         """Wait, and return the planes in host memory."""
         wait(self._done)
-        samples = self._host.numpy().view(self._kind)
-        ends = np.cumsum([int(np.prod(shape)) for shape in self._shapes])
-        parts = np.split(samples, ends[:-1])
-        return [part.reshape(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        samples = self._host.view(self._kind)
+        return [part.numpy() for part in _unpacked(samples, self._shapes)]
 
     def write(self, picture: av.VideoFrame) -> None:
         """Wait, and write the planes into a picture of our own."""
